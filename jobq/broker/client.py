@@ -1,0 +1,118 @@
+"""Connections to Redis or Valkey, made so that nothing is sent twice behind our back.
+
+Invariant: no retries inside the client (redis-py re-sends a write up to 11 times by default; ours are over
+idempotent scripts), no socket timeout (on Python 3.11 it swallows cancellation; callers put a deadline around
+each call), and connections with unread replies are never reused. Called by scripts, relay, worker, cli.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, TypeAlias
+from urllib.parse import parse_qs, urlsplit
+
+import redis
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
+
+from ..errors import ConfigurationError
+
+__all__ = [
+    "TROUBLE",
+    "UNAVAILABLE",
+    "AsyncClient",
+    "OutOfMemoryError",
+    "ResponseError",
+    "check_server",
+    "connect",
+    "connect_sync",
+]
+
+AsyncClient: TypeAlias = Any
+"""redis.asyncio.Redis: its own annotations cannot say that replies are bytes."""
+
+log = logging.getLogger(__name__)
+
+UNAVAILABLE: tuple[type[Exception], ...] = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    BusyLoadingError,
+    ReadOnlyError,
+    OSError,
+    asyncio.TimeoutError,
+)
+"""What is raised when Redis cannot be had just now; trying again is the remedy."""
+
+TROUBLE: tuple[type[Exception], ...] = (*UNAVAILABLE, ResponseError)
+"""Also what a script raises over keys that somebody else wrote to; the keys are mended by then."""
+
+SYNC_TIMEOUT_S = 3.0
+_SCHEMES = ("redis", "rediss", "unix")
+
+
+def connect(url: str) -> AsyncClient:
+    """Make a client for one process. Opens nothing yet. Raises ConfigurationError for a bad URL."""
+    return redis.asyncio.Redis.from_url(
+        _checked(url),
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
+        socket_timeout=None,
+        socket_connect_timeout=None,
+        encoding_errors="surrogateescape",
+        **_quiet_maintenance(),
+    )
+
+
+def connect_sync(url: str) -> redis.Redis:
+    """Make the heartbeat thread's client: one connection, SYNC_TIMEOUT_S for each call."""
+    return redis.Redis.from_url(
+        _checked(url),
+        retry=redis.retry.Retry(NoBackoff(), 0),
+        socket_timeout=SYNC_TIMEOUT_S,
+        socket_connect_timeout=SYNC_TIMEOUT_S,
+        encoding_errors="surrogateescape",
+        **_quiet_maintenance(),
+    )
+
+
+async def check_server(client: AsyncClient) -> dict[str, Any]:
+    """Say loudly what makes this server unfit. Returns version, eviction policy and persistence as found."""
+    info = await client.info()
+    policy = info.get("maxmemory_policy", "unknown")
+    if policy != "noeviction" and info.get("maxmemory", 0):
+        log.error(
+            "redis evicts keys: set `maxmemory-policy noeviction`, or whole queues vanish when memory is full "
+            "and are rebuilt over and over",
+            extra={"fields": {"maxmemory_policy": policy}},
+        )
+    elif policy != "noeviction":
+        log.warning(
+            "redis would evict keys if it had a memory limit: set `maxmemory-policy noeviction`",
+            extra={"fields": {"maxmemory_policy": policy}},
+        )
+    return {
+        "version": info.get("valkey_version") or info.get("redis_version", "unknown"),
+        "server": "valkey" if "valkey_version" in info else "redis",
+        "maxmemory": info.get("maxmemory", 0),
+        "maxmemory_policy": policy,
+        "aof_enabled": bool(info.get("aof_enabled", 0)),
+    }
+
+
+def _checked(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES:
+        raise ConfigurationError(f"the Redis URL must begin with redis://, rediss:// or unix://, not {parts.scheme}://")
+    if "protocol" in parse_qs(parts.query):
+        raise ConfigurationError("take `protocol` out of the Redis URL: it changes the shape of replies")
+    return url
+
+
+def _quiet_maintenance() -> dict[str, Any]:
+    # Where it exists, its default switches off the check for unread replies on a pooled connection.
+    try:
+        from redis.maint_notifications import MaintNotificationsConfig
+    except ImportError:
+        return {}
+    return {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}

@@ -1,0 +1,44 @@
+#!lua
+-- Reliable push: make entries reachable, unless Redis knows their job at that generation or a newer one.
+-- KEYS[1]     relay    (STRING) token of the last push
+-- KEYS[2]     known    (HASH)   id -> generation
+-- KEYS[3]     bell     (LIST)   doorbell
+-- KEYS[4]     stats    (HASH)   counters
+-- KEYS[5..8]  ready    (LIST)   entries of priority 1..4
+-- ARGV[1]     token expected, or * to adopt whatever is there
+-- ARGV[2]     token to leave
+-- ARGV[3]     counter for what is pushed: pushed or repushed
+-- ARGV[4..]   entries
+-- Returns {-1} when another token is there (Redis lost data, or another relay pushes), else {pushed, length of
+-- ready 1..4}. Sent again with the same tokens it changes nothing. Not allow-oom: a full Redis refuses new work.
+local token = redis.call('GET', KEYS[1])
+if ARGV[1] ~= '*' and token ~= ARGV[1] and token ~= ARGV[2] then
+  return {-1}
+end
+local pushed, generations = 0, {}
+for i = 4, #ARGV do
+  local id, generation, priority = string.match(ARGV[i], '^(%x+):(%d+):([1-4])')
+  if generations[id] == nil then
+    generations[id] = tonumber(redis.call('HGET', KEYS[2], id) or 0) or 0
+  end
+  if generations[id] < tonumber(generation) then
+    redis.call('RPUSH', KEYS[4 + tonumber(priority)], ARGV[i])
+    redis.call('HSET', KEYS[2], id, generation)
+    generations[id] = tonumber(generation)
+    pushed = pushed + 1
+  end
+end
+redis.call('SET', KEYS[1], ARGV[2])
+if pushed > 0 then
+  redis.pcall('HINCRBY', KEYS[4], ARGV[3], pushed)
+end
+local reply, waiting = {pushed}, 0
+for i = 5, 8 do
+  local length = redis.call('LLEN', KEYS[i])
+  reply[i - 3] = length
+  waiting = waiting + length
+end
+if waiting > 0 and redis.call('LPUSH', KEYS[3], 1) > 64 then
+  redis.call('LTRIM', KEYS[3], 0, 63)
+end
+return reply

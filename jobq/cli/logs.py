@@ -1,0 +1,105 @@
+"""How log lines look on stderr.
+
+A line is a constant phrase and its fields: `log.info("worker ready", extra={"fields": {"worker": id}})` shows
+as `12:00:01.204 info  worker ready        worker=7f3a`, or as one JSON object with the same keys.
+Invariant: a record is one line, but for a traceback in text, and no field can move a terminal's cursor.
+Called by the commands that run for long. Calls nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+from .masking import mask
+
+_LEVELS = {logging.WARNING: "warn", logging.CRITICAL: "error"}
+_COLORS = {"debug": "2", "info": "32", "warn": "33", "error": "31"}
+_PLAIN = re.compile(r"[^\s\"=]+")
+
+
+def set_up(log_format: str, level: str, stream: TextIO | None = None) -> None:
+    """Send every logger to `stream` (stderr) as `text`, `json`, or `auto`: text on a terminal, else json.
+
+    Before the application is imported: where it sets up logging itself, it has the last word.
+    """
+    stream = stream or sys.stderr
+    handler = logging.StreamHandler(stream)
+    if log_format == "json" or (log_format == "auto" and not stream.isatty()):
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(TextFormatter(color=stream.isatty() and not os.environ.get("NO_COLOR")))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    # It narrates every step of its own; jobq.migrate says the same in one line.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+class TextFormatter(logging.Formatter):
+    """For people: local time, level, phrase, fields."""
+
+    def __init__(self, *, color: bool = False):
+        super().__init__()
+        self._color = color
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        level = f"{_level(record):5}"
+        if self._color:
+            level = f"\x1b[{_COLORS[level.strip()]}m{level}\x1b[0m"
+        fields = " ".join(f"{name}={_value(value)}" for name, value in _fields(record).items())
+        line = f"{time} {level} {_message(record):19} {fields}".rstrip()
+        trace = _traceback(self, record)
+        return f"{line}\n{trace}" if trace else line
+
+
+class JsonFormatter(logging.Formatter):
+    """For machines: one object a line, time in UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, tz=UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {
+            "time": time.replace("+00:00", "Z"),
+            "level": _level(record),
+            "logger": record.name,
+            "message": _message(record),
+        }
+        for name, value in _fields(record).items():
+            line[f"{name}_" if name in line else name] = value
+        trace = _traceback(self, record)
+        if trace:
+            line["traceback"] = trace
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def _level(record: logging.LogRecord) -> str:
+    return _LEVELS.get(record.levelno, record.levelname.lower())
+
+
+def _message(record: logging.LogRecord) -> str:
+    message = mask(record.getMessage())
+    return message if message.isprintable() else message.encode("unicode_escape").decode()
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, dict) else {}
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return ",".join(_value(item) for item in value)
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    text = mask(str(value))
+    if text.isprintable():
+        return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    return json.dumps(text)
+
+
+def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    return mask(formatter.formatException(record.exc_info)) if record.exc_info else ""

@@ -1,0 +1,232 @@
+"""The options that several commands share, and the application that they are about.
+
+Precedence: command line, environment, `[tool.jobq]` of ./pyproject.toml, default. What the application says
+in its code stands above all of them, since its web processes read nothing else; a difference is reported.
+Invariant: nothing connects here. Called by the commands. Calls app, migrate, logs.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import tomllib
+from collections.abc import Callable
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import click
+
+from . import logs
+from .failures import POSTGRESQL, REDIS, AppImportError
+from .masking import mask
+
+if TYPE_CHECKING:
+    from ..app import JobQ
+
+__all__ = [
+    "app_argument",
+    "app_option",
+    "database_url_option",
+    "from_pyproject",
+    "load_app",
+    "logging_options",
+    "mask",
+    "open_app",
+    "redis_url_option",
+    "schema_option",
+]
+
+T = TypeVar("T")
+
+
+def from_pyproject(name: str) -> Callable[[], Any]:
+    """Return a default for an option: `name` in `[tool.jobq]` of ./pyproject.toml, read when it is needed."""
+
+    def read() -> Any:
+        try:
+            document = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise click.UsageError(f"./pyproject.toml cannot be read: {error}") from error
+        settings = document.get("tool", {}).get("jobq", {})
+        return settings.get(name, settings.get(name.replace("_", "-")))
+
+    return read
+
+
+class _Url(click.ParamType[str]):
+    """A URL of one of `schemes`. Noted under `key`, masked, for the sentence of a connection that fails."""
+
+    name = "url"
+
+    def __init__(self, key: str, *schemes: str):
+        self._key = key
+        self._schemes = schemes
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        scheme, separator, _ = str(value).partition("://")
+        if not separator or scheme not in self._schemes:
+            # The value is not repeated: without its scheme, nothing says where in it the password is.
+            self.fail(f"a URL must begin with {' or '.join(f'{scheme}://' for scheme in self._schemes)}", param, ctx)
+        if ctx is not None:
+            ctx.meta[self._key] = mask(str(value))
+        return str(value)
+
+
+class _Schema(click.ParamType[str]):
+    name = "schema"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from ..errors import ConfigurationError
+        from ..migrate import checked_schema
+
+        try:
+            return checked_schema(str(value))
+        except ConfigurationError as error:
+            self.fail(str(error), param, ctx)
+
+
+app_argument = click.argument("app", required=False, envvar="JOBQ_APP", default=from_pyproject("app"))
+app_option = click.option(
+    "--app",
+    metavar="APP",
+    envvar="JOBQ_APP",
+    show_envvar=True,
+    default=from_pyproject("app"),
+    help="Take database and schema from this application, module:attribute.",
+)
+database_url_option = click.option(
+    "--database-url",
+    type=_Url(POSTGRESQL, "postgresql", "postgresql+asyncpg", "postgres"),
+    envvar="JOBQ_DATABASE_URL",
+    show_envvar=True,
+    default=from_pyproject("database_url"),
+    help="Where the tables are: postgresql://...",
+)
+redis_url_option = click.option(
+    "--redis-url",
+    type=_Url(REDIS, "redis", "rediss", "unix"),
+    envvar="JOBQ_REDIS_URL",
+    show_envvar=True,
+    default=from_pyproject("redis_url"),
+    help="Redis or Valkey: redis://...",
+)
+schema_option = click.option(
+    "--schema",
+    type=_Schema(),
+    envvar="JOBQ_SCHEMA",
+    show_envvar=True,
+    default=from_pyproject("schema"),
+    help="The schema of the tables (default jobq).",
+)
+
+
+def logging_options(command: Callable[..., T]) -> Callable[..., T]:
+    """Give a command --log-format and --log-level, and set up logging before it starts."""
+
+    @click.option(
+        "--log-format",
+        type=click.Choice(["auto", "text", "json"]),
+        envvar="JOBQ_LOG_FORMAT",
+        show_envvar=True,
+        default="text",
+        show_default=True,
+        help="auto: text on a terminal, else json.",
+    )
+    @click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        envvar="JOBQ_LOG_LEVEL",
+        show_envvar=True,
+        default="info",
+        show_default=True,
+    )
+    @functools.wraps(command)
+    def with_logging(*args: Any, log_format: str, log_level: str, **options: Any) -> T:
+        logs.set_up(log_format, log_level)
+        return command(*args, **options)
+
+    return with_logging
+
+
+def load_app(spec: str | None) -> JobQ:
+    """Import `module:attribute`, with the working directory on the path. Raises AppImportError."""
+    from ..app import JobQ
+
+    if spec is None:
+        raise click.UsageError(
+            "which application? Give APP as module:attribute, or set JOBQ_APP, or app in [tool.jobq] of pyproject.toml"
+        )
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise AppImportError(f"{spec!r} is no application: write it as module:attribute, like shop.jobs:jobs")
+    module = _import(module_name)
+    names = [name for name, value in vars(module).items() if isinstance(value, JobQ)]
+    hint = f"; its JobQ is {module_name}:{names[0]}" if names else f"; no JobQ is made in {module_name}"
+    try:
+        app = attrgetter(attribute)(module)
+    except AttributeError as error:
+        raise AppImportError(f"{module_name} has no {attribute!r}{hint}") from error
+    if not isinstance(app, JobQ):
+        raise AppImportError(f"{spec} is no JobQ but of type {type(app).__name__}{hint}")
+    return app
+
+
+def open_app(
+    spec: str | None,
+    *,
+    database_url: str | None = None,
+    redis_url: str | None = None,
+    schema: str | None = None,
+) -> JobQ:
+    """Import an application and give it the URLs that its code leaves out.
+
+    Says on stderr what is not used because the code says otherwise.
+    """
+    jobs = load_app(spec)
+    settings = (
+        ("database", "--database-url or JOBQ_DATABASE_URL", _database_of(jobs), database_url, POSTGRESQL),
+        ("redis", "--redis-url or JOBQ_REDIS_URL", jobs.given_redis, redis_url, REDIS),
+        ("schema", "--schema or JOBQ_SCHEMA", jobs.schema, schema, "schema"),
+    )
+    for name, options, in_code, given, key in settings:
+        if in_code is None:
+            continue
+        click.get_current_context().meta[key] = mask(in_code)
+        if given is not None and _place(in_code) != _place(given):
+            unused = f"{mask(given)} of {options} is not used"
+            click.echo(f"{spec} sets {name} in its code to {mask(in_code)}: {unused}", err=True)
+    jobs.connect_to(database=database_url, redis=redis_url)
+    return jobs
+
+
+def _database_of(jobs: JobQ) -> str | None:
+    """Where the code of an application says its database is; None when it does not, or not in words."""
+    if jobs.given_database is None or isinstance(jobs.given_database, str):
+        return jobs.given_database
+    url = jobs.database.engine.url
+    return url.render_as_string(hide_password=False) if url.host or url.database or url.query else None
+
+
+def _place(url: str) -> tuple[str, ...]:
+    """What two URLs of one place have in common: not the driver, and not who logs in."""
+    parts = urlsplit(url)
+    return (parts.netloc.rpartition("@")[2], parts.path, parts.query)
+
+
+def _import(name: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            raise AppImportError(f"no module {error.name!r} here or where Python looks for modules") from error
+        raise AppImportError(f"{name} cannot be imported: {error}") from error
+    except Exception as error:
+        raise AppImportError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error

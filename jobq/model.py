@@ -1,0 +1,116 @@
+"""Frozen values that pass between the parts of jobq. No I/O, no rules beyond their own form.
+
+Invariant: an `Entry` that exists is well formed; what Redis holds beside that parses to None.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7 as new_job_id
+else:
+    from uuid_utils.compat import uuid7 as new_job_id
+
+__all__ = ["PRIORITIES", "DeadJob", "Enqueued", "Entry", "Intent", "Job", "new_job_id"]
+
+PRIORITIES = (1, 2, 3, 4)
+"""1 is fetched first; 2 is the default."""
+
+_LARGEST_GENERATION = 2**31 - 1
+
+
+class Entry(NamedTuple):
+    """What Redis holds of a job: `id:generation:priority`.
+
+    `raw` is the text as it stands in the list, which the scripts compare byte for byte; fields after the
+    third are left to later releases and ignored here.
+    """
+
+    raw: bytes
+    id: UUID
+    generation: int
+    priority: int
+
+    @classmethod
+    def of(cls, id: UUID, generation: int, priority: int) -> Entry:  # noqa: A002
+        return cls(b"%s:%d:%d" % (id.hex.encode(), generation, priority), id, generation, priority)
+
+    @classmethod
+    def parse(cls, raw: bytes) -> Entry | None:
+        """Read an entry, or None for bytes that are none: anyone may have written to Redis."""
+        try:
+            id_, generation, priority = raw.split(b":", 3)[:3]
+            entry = cls(raw, UUID(hex=id_.decode("ascii")), int(generation), int(priority))
+        except ValueError:
+            return None
+        canonical = len(id_) == 32 and 1 <= entry.generation <= _LARGEST_GENERATION
+        return entry if canonical and entry.priority in PRIORITIES else None
+
+    @property
+    def key(self) -> tuple[UUID, int]:
+        """What a process owns a run by."""
+        return (self.id, self.generation)
+
+
+class Job(NamedTuple):
+    """A row of the outbox, as a worker reads it before the run. Field order is that of `read.sql`."""
+
+    id: UUID
+    generation: int
+    queue: str
+    task: str
+    args: str  # JSON
+    priority: int
+    attempts: int
+    crashes: int
+    max_attempts: int | None
+    timeout_s: float | None
+    created_at: datetime
+    headers: str | None  # JSON
+
+
+@dataclass(frozen=True, slots=True)
+class DeadJob:
+    """A job that needs a person, as `on_dead` hooks receive it."""
+
+    id: UUID
+    task: str
+    queue: str
+    args: str
+    """The arguments as JSON text: they may be what was wrong."""
+    attempts: int
+    crashes: int
+    reason: str
+    """`exhausted`, `rejected`, `poison` or `invalid`."""
+    error_type: str | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """One job to be enqueued: a call of a task, with its options settled and its arguments checked."""
+
+    task: str
+    queue: str
+    args: str  # JSON
+    priority: int = 2
+    delay_s: float | None = None
+    run_at: datetime | None = None
+    max_attempts: int | None = None
+    timeout_s: float | None = None
+    idempotency_key: str | None = None
+    idempotency_ttl_s: float = 86_400.0
+    headers: str | None = None  # JSON
+
+
+class Enqueued(NamedTuple):
+    """The answer to an enqueue."""
+
+    id: UUID
+    created: bool
+    """False when a job with the same idempotency key was there before; `id` is that job's."""

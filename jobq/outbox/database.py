@@ -1,0 +1,176 @@
+"""Where the application keeps its data, and jobq's own connections to it.
+
+Invariant: every connection jobq opens for itself leads to the primary of the one database that it was opened
+for first, runs at read committed, and belongs to no pool. Called by relay, worker, cli. Calls nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
+
+from ..errors import ConfigurationError, SchemaMismatch, WrongDatabase
+
+__all__ = ["UNAVAILABLE", "Database", "PoolTimeout", "is_unavailable"]
+
+UNAVAILABLE: tuple[type[Exception], ...] = (
+    OSError,
+    asyncio.TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+"""What asyncpg raises when PostgreSQL cannot be had just now; trying again is the remedy."""
+
+_CONNECT_TIMEOUT_S = 10.0
+_SESSION = {
+    # At any other level a poll, a pre-read or a completion would see an old snapshot (MUST).
+    "default_transaction_isolation": "read committed",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "60s",
+    # The outbox fills and empties faster than statistics follow; every statement of ours is meant for an index.
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
+_POOL_FOR_URL = {"pool_size": 10, "max_overflow": 20}
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether `error`, through SQLAlchemy or not, says that PostgreSQL cannot be had just now."""
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
+    return isinstance(error, UNAVAILABLE)
+
+
+class Database:
+    """The application's database, as given to `JobQ(database=...)`.
+
+    `engine` and `sessions` are the application's own where it gave them. `connect()` opens connections of
+    jobq's own with the same credentials, and refuses replicas and other databases.
+    """
+
+    def __init__(self, engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], *, owned: bool):
+        self.engine = engine
+        self.sessions = sessions
+        self._owned = owned
+        self._database_id: UUID | None = None
+
+    @classmethod
+    def of(cls, value: str | AsyncEngine | async_sessionmaker[Any]) -> Database:
+        """Take a URL, an engine or a sessionmaker. Raises ConfigurationError. Opens nothing."""
+        if isinstance(value, str):
+            engine = _engine_for(value)
+            return cls(engine, async_sessionmaker(engine, expire_on_commit=False), owned=True)
+        if isinstance(value, AsyncEngine):
+            _refuse_other_drivers(value)
+            return cls(value, async_sessionmaker(value, expire_on_commit=False), owned=False)
+        if isinstance(value, async_sessionmaker):
+            bind = value.kw.get("bind")
+            bind = bind.engine if isinstance(bind, AsyncConnection) else bind
+            if not isinstance(bind, AsyncEngine):
+                raise ConfigurationError("JobQ(database=...): this async_sessionmaker is not bound to an engine")
+            _refuse_other_drivers(bind)
+            return cls(bind, value, owned=False)
+        raise ConfigurationError(
+            f"JobQ(database=...) takes a PostgreSQL URL, an AsyncEngine or an async_sessionmaker, "
+            f"not {type(value).__name__}"
+        )
+
+    @property
+    def pool_limit(self) -> int | None:
+        """Connections that the engine hands out at most at one time; None for no limit."""
+        pool = self.engine.sync_engine.pool
+        overflow = getattr(pool, "_max_overflow", -1)
+        size = getattr(pool, "size", None)
+        return None if size is None or overflow < 0 else int(size()) + int(overflow)
+
+    async def connect(self, *, schema: str, name: str) -> asyncpg.Connection:
+        """Open a connection of jobq's own on the primary. `name` is what pg_stat_activity shows.
+
+        Raises WrongDatabase for a replica or another database than the first time (nothing may be dropped on
+        the word of either), SchemaMismatch when the tables are missing, and asyncpg's errors.
+        """
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            pooled = await self.engine.raw_connection()
+            connection: asyncpg.Connection | None = pooled.driver_connection
+            pooled.detach()
+            assert connection is not None
+            try:
+                await self._prepare(connection, schema, name)
+            except BaseException:
+                connection.terminate()
+                raise
+        return connection
+
+    async def database_id(self, connection: asyncpg.Connection, schema: str) -> UUID:
+        """The identity of the database behind `connection`; part of every Redis key."""
+        try:
+            found = await connection.fetchval(f"SELECT database_id FROM {schema}.meta")
+        except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+            found = None
+        if found is None:
+            raise SchemaMismatch(f"the tables of jobq are missing in schema {schema!r}: run `jobq migrate upgrade`")
+        return UUID(bytes=found.bytes)
+
+    async def close(self) -> None:
+        """Close the engine if it was made here; the application's own stays as it is."""
+        if self._owned:
+            await self.engine.dispose()
+
+    async def _prepare(self, connection: asyncpg.Connection, schema: str, name: str) -> None:
+        for setting, value in (_SESSION | {"application_name": name}).items():
+            await connection.fetchval("SELECT set_config($1, $2, false)", setting, value)
+        if await connection.fetchval("SELECT pg_is_in_recovery()"):
+            raise WrongDatabase(
+                "the database URL leads to a replica (pg_is_in_recovery() is true): jobq reads the outbox on the "
+                "primary only, since a row that a replica does not show yet would be taken for done"
+            )
+        found = await self.database_id(connection, schema)
+        if self._database_id not in (None, found):
+            raise WrongDatabase(
+                f"the database URL leads to another database than at the start ({found}, not {self._database_id}): "
+                "restart this process if that is meant"
+            )
+        self._database_id = found
+
+
+def _engine_for(url: str) -> AsyncEngine:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("postgresql", "postgres", "postgresql+asyncpg"):
+        raise ConfigurationError(
+            f"the database URL must begin with postgresql://, not {scheme if separator else '...'}"
+        )
+
+    async def open_connection() -> asyncpg.Connection:
+        # asyncpg reads the URL itself, so that libpq's parameters (sslmode, host, ...) mean what they say.
+        return await asyncpg.connect(f"postgresql://{rest}", timeout=_CONNECT_TIMEOUT_S)
+
+    return create_async_engine("postgresql+asyncpg://", async_creator=open_connection, **_POOL_FOR_URL)
+
+
+def _refuse_other_drivers(engine: AsyncEngine) -> None:
+    if engine.dialect.name != "postgresql" or engine.dialect.driver != "asyncpg":
+        raise ConfigurationError(
+            f"jobq works on PostgreSQL through asyncpg, not {engine.dialect.name}+{engine.dialect.driver}: "
+            "use postgresql+asyncpg:// for the engine you give to JobQ(database=...)"
+        )

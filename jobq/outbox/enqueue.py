@@ -1,0 +1,144 @@
+"""Write intents into the outbox, through the caller's own transaction.
+
+Invariant: nothing is written unless a transaction is open that the caller has yet to commit. Opens no
+connection and never touches Redis. Called by task and app. Calls statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+
+from ..errors import ConfigurationError, NotInTransaction
+from ..model import Enqueued, Intent, new_job_id
+from .statement import Statement, Transaction
+
+ROWS_PER_STATEMENT = 10_000
+
+_enqueue = Statement("enqueue")
+_enqueue_many = Statement("enqueue_many")
+
+
+async def enqueue(tx: Transaction, intent: Intent, *, schema: str) -> Enqueued:
+    """Write one intent. Raises NotInTransaction before anything is written."""
+    if intent.idempotency_key is not None:
+        return (await enqueue_many(tx, [intent], schema=schema))[0]
+    driver = await _require_transaction(tx)
+    job_id = new_job_id()
+    await _enqueue.on(
+        tx,
+        schema,
+        id=job_id,
+        queue=intent.queue,
+        task=intent.task,
+        args=intent.args,
+        priority=intent.priority,
+        delay_s=intent.delay_s,
+        run_at=intent.run_at,
+        max_attempts=intent.max_attempts,
+        timeout_s=intent.timeout_s,
+        headers=intent.headers,
+    )
+    _still_in_transaction(driver)
+    return Enqueued(job_id, created=True)
+
+
+async def enqueue_many(tx: Transaction, intents: Sequence[Intent], *, schema: str) -> list[Enqueued]:
+    """Write many intents, ROWS_PER_STATEMENT at a time. Answers stand in the order of `intents`.
+
+    Raises NotInTransaction before anything is written.
+    """
+    driver = await _require_transaction(tx)
+    answers: list[Enqueued] = []
+    remaining = iter(intents)
+    while chunk := list(islice(remaining, ROWS_PER_STATEMENT)):
+        answers += await _write_chunk(tx, chunk, schema)
+    _still_in_transaction(driver)
+    return answers
+
+
+async def _write_chunk(tx: Transaction, intents: list[Intent], schema: str) -> list[Enqueued]:
+    firsts: dict[tuple[str, str], UUID] = {}
+    rows: list[tuple[UUID, Intent]] = []
+    ids: list[UUID] = []
+    for intent in intents:
+        job_id = new_job_id()
+        if intent.idempotency_key is not None:
+            # One statement cannot claim a key twice: the second intent with a key is the first one's job.
+            first = firsts.setdefault((intent.task, intent.idempotency_key), job_id)
+            if first != job_id:
+                ids.append(first)
+                continue
+        rows.append((job_id, intent))
+        ids.append(job_id)
+    claimed = await _enqueue_many.on(tx, schema, **_columns(rows))
+    taken = {asked: job_id for asked, job_id in claimed}
+    seen: set[UUID] = set()
+    answers = []
+    for asked in ids:
+        job_id = taken.get(asked, asked)
+        answers.append(Enqueued(job_id, created=job_id == asked and asked not in seen))
+        seen.add(asked)
+    return answers
+
+
+def _columns(rows: list[tuple[UUID, Intent]]) -> dict[str, list[Any]]:
+    intents = [intent for _, intent in rows]
+    return {
+        "ids": [job_id for job_id, _ in rows],
+        "queues": [intent.queue for intent in intents],
+        "tasks": [intent.task for intent in intents],
+        "args": [intent.args for intent in intents],
+        "priorities": [intent.priority for intent in intents],
+        "delays_s": [intent.delay_s for intent in intents],
+        "runs_at": [intent.run_at for intent in intents],
+        "max_attempts": [intent.max_attempts for intent in intents],
+        "timeouts_s": [intent.timeout_s for intent in intents],
+        "headers": [intent.headers for intent in intents],
+        "keys": [intent.idempotency_key for intent in intents],
+        "ttls_s": [intent.idempotency_ttl_s for intent in intents],
+    }
+
+
+_REMEDY = (
+    "the job would be committed on its own, whether or not your data is. Nothing was written. "
+    "Enqueue inside `async with Session.begin() as session:` or `async with connection.transaction():`"
+)
+
+
+async def _require_transaction(tx: Transaction) -> Any:
+    """Refuse a connection that would commit by itself; return the driver's connection for the guard."""
+    if isinstance(tx, (AsyncSession, async_scoped_session)):
+        connection = await tx.connection()
+    elif isinstance(tx, AsyncConnection):
+        connection = tx
+    elif hasattr(tx, "is_in_transaction") and hasattr(tx, "fetch"):
+        if not tx.is_in_transaction():
+            raise NotInTransaction(f"this asyncpg connection is in no transaction: {_REMEDY}")
+        return tx
+    else:
+        raise ConfigurationError(
+            "enqueue() takes an AsyncSession, an AsyncConnection or an asyncpg connection as its first argument, "
+            f"not {type(tx).__module__}.{type(tx).__qualname__}"
+        )
+    if connection.dialect.name != "postgresql":
+        raise ConfigurationError(f"the outbox lives in PostgreSQL; this session is on {connection.dialect.name}")
+    assert connection.sync_connection is not None
+    adapted = connection.sync_connection.connection.dbapi_connection
+    if getattr(adapted, "autocommit", False):
+        raise NotInTransaction(f"this connection has isolation level AUTOCOMMIT: {_REMEDY}")
+    return adapted.driver_connection if adapted is not None else None
+
+
+def _still_in_transaction(driver: Any) -> None:
+    """A guard: reached only where a COMMIT went past the driver, say by `text("COMMIT")`."""
+    check = getattr(driver, "is_in_transaction", None)
+    if check is not None and not check():
+        raise NotInTransaction(
+            "the transaction had ended before enqueue(): the job has just been committed on its own. "
+            "Do not send COMMIT or ROLLBACK as SQL text; use the session's methods"
+        )

@@ -1,0 +1,134 @@
+"""What the relay asks of PostgreSQL: new rows since a snapshot, rows that come due, pages of the walk.
+
+Invariant: reads only, but for the janitor's deletes at the end. Called by relay. Calls statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import asyncpg
+
+from .statement import Statement
+
+LEADER_LOCK = 0x6A6F6271  # "jobq": the first half of the advisory lock; the second is the hash of the schema
+
+_snapshot = Statement("snapshot")
+_poll = Statement("poll")
+_timers = Statement("timers")
+_clock = Statement("clock")
+_page = Statement("page")
+_reread = Statement("reread")
+_try_lead = Statement("try_lead")
+_end_leader = Statement("end_leader")
+_tidy = (Statement("tidy_keys"), Statement("tidy_steps"))
+_tidy_dead = Statement("tidy_dead")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What one poll could see: everything below `xmax` except the transactions in `xip`."""
+
+    xmax: int
+    xip: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class NewRows:
+    """New rows of one ready list, in id order; the three columns run side by side."""
+
+    queue: str
+    priority: int
+    entries: Sequence[str]
+    again: Sequence[bool]
+    """Whether the row is a later generation, or had a run_at: those may go beyond the limit of their list."""
+    delays: Sequence[float | None]
+    """Seconds until due; None or 0 and less: now."""
+
+
+class Timer(NamedTuple):
+    queue: str
+    priority: int
+    entry: str
+    delay_s: float
+    run_at: datetime
+
+
+class PageRow(NamedTuple):
+    id: UUID
+    generation: int
+    queue: str
+    priority: int
+    due: bool = True
+
+
+async def take_snapshot(connection: asyncpg.Connection, schema: str) -> tuple[Snapshot, datetime]:
+    """Where a relay begins, and the database's clock at that moment."""
+    ((xmax, xip, now),) = await _snapshot.on(connection, schema)
+    return Snapshot(xmax, xip), now
+
+
+async def poll(
+    connection: asyncpg.Connection, schema: str, since: Snapshot, *, horizon: datetime, limit: int
+) -> tuple[Snapshot, list[NewRows], bool]:
+    """Rows that `since` did not show, the new snapshot, and whether `limit` cut the answer short.
+
+    A row is answered at least once by the polls that follow the commit that made it, however late that was.
+    """
+    rows = await _poll.on(connection, schema, xmax=since.xmax, xip=since.xip, horizon=horizon, limit=limit)
+    snapshot = Snapshot(rows[0][0], rows[0][1])
+    lists = [NewRows(*row[2:]) for row in rows if row[2] is not None]
+    return snapshot, lists, sum(len(new.entries) for new in lists) >= limit
+
+
+async def timers(
+    connection: asyncpg.Connection, schema: str, *, after: datetime, horizon: datetime, limit: int
+) -> list[Timer]:
+    """Rows that come due after `after` and up to `horizon`, soonest first."""
+    rows = await _timers.on(connection, schema, after=after, horizon=horizon, limit=limit)
+    return [Timer._make(row) for row in rows]
+
+
+async def clock(connection: asyncpg.Connection, schema: str, *, ahead_s: float) -> datetime:
+    """The database's clock, `ahead_s` seconds from now."""
+    ((at,),) = await _clock.on(connection, schema, ahead_s=ahead_s)
+    return at  # type: ignore[no-any-return]
+
+
+async def page(
+    connection: asyncpg.Connection, schema: str, *, after: UUID, overdue_s: float, limit: int
+) -> list[PageRow]:
+    """The next `limit` rows by id; `due` is true for rows that have been due for `overdue_s` seconds."""
+    return [
+        PageRow._make(row) for row in await _page.on(connection, schema, after=after, overdue_s=overdue_s, limit=limit)
+    ]
+
+
+async def reread(connection: asyncpg.Connection, schema: str, ids: Sequence[UUID]) -> list[PageRow]:
+    """Those of `ids` that are still in the outbox and due, as they are now."""
+    return [PageRow(*row) for row in await _reread.on(connection, schema, ids=ids)]
+
+
+async def try_lead(connection: asyncpg.Connection, schema: str) -> bool:
+    """Try for the leader's session lock, without waiting."""
+    ((leads,),) = await _try_lead.on(connection, schema, space=LEADER_LOCK, schema_name=schema)
+    return bool(leads)
+
+
+async def end_leader(connection: asyncpg.Connection, schema: str) -> int:
+    """End the sessions that hold the leader's lock. Works for sessions of the same role."""
+    ((ended,),) = await _end_leader.on(connection, schema, space=LEADER_LOCK, schema_name=schema)
+    return int(ended)
+
+
+async def tidy(connection: asyncpg.Connection, schema: str, *, dead_kept_s: float, limit: int) -> int:
+    """Delete at most `limit` rows of each kind that have outlived their use; returns how many went."""
+    gone: list[Any] = []
+    for statement in _tidy:
+        gone += await statement.on(connection, schema, limit=limit)
+    gone += await _tidy_dead.on(connection, schema, kept_s=dead_kept_s, limit=limit)
+    return len(gone)

@@ -1,0 +1,132 @@
+"""Who leads: connect, stand by, lead, and start again when something breaks.
+
+Invariant: a leader's connection is closed before anything is tried again, so that its lock goes with it. Called
+by cli. Calls relay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import asyncpg
+
+from ..broker.client import UNAVAILABLE, check_server, connect
+from ..broker.scripts import Broker
+from ..errors import ConfigurationError
+from ..outage import Outage
+from ..outbox import follow
+from ..outbox.database import Database, is_unavailable
+from ..settings import RelaySettings
+from .relay import Leader
+
+log = logging.getLogger(__name__)
+
+_PAUSE_AFTER_BUG_S = 1.0
+
+
+class Relay:
+    """One relay process.
+
+    1. connects to both stores, 2. stands by until it holds the leader's lock, 3. leads, turn after turn.
+    A lost connection, or any error, ends the leadership: the next one starts from a new snapshot.
+    """
+
+    def __init__(self, database: Database, redis_url: str, schema: str, settings: RelaySettings | None = None):
+        self._database = database
+        self._schema = schema
+        self._settings = settings or RelaySettings()
+        self._client = connect(redis_url)
+        self._outage = Outage("postgresql", "relay")
+        self.is_leading = False
+
+    async def check(self) -> None:
+        """Reach both stores once. Raises what keeps a relay from working."""
+        connection = await self._connect()
+        await connection.close()
+        await check_server(self._client)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Serve until `stopping` is set."""
+        while not stopping.is_set():
+            try:
+                await self._serve(stopping)
+            except Exception as error:  # noqa: BLE001  the loop runner: whatever broke, start again
+                await pause(stopping, self._trouble(error))
+        await self._client.aclose()
+
+    async def _serve(self, stopping: asyncio.Event) -> None:
+        connection = await self._connect()
+        self._outage.end()
+        try:
+            broker = Broker(self._client, await self._database.database_id(connection, self._schema))
+            log.info("relay stands by", extra={"fields": {"schema": self._schema}})
+            if not await stand_by(connection, broker, self._schema, self._settings, stopping):
+                return
+            leader = await Leader.start(connection, broker, self._schema, self._settings)
+            self.is_leading = True
+            log.info("relay leads", extra={"fields": {"schema": self._schema}})
+            while not stopping.is_set():
+                await pause(stopping, await leader.step())
+        finally:
+            self.is_leading = False
+            connection.terminate()
+
+    async def _connect(self) -> asyncpg.Connection:
+        return await self._database.connect(schema=self._schema, name="jobq:relay")
+
+    def _trouble(self, error: Exception) -> float:
+        """Report what broke; returns the seconds to wait."""
+        if is_unavailable(error) or isinstance(error, (*UNAVAILABLE, ConfigurationError)):
+            return self._outage.begin(error)
+        log.error("relay broke off", extra={"fields": {"error": type(error).__name__}}, exc_info=error)
+        return _PAUSE_AFTER_BUG_S
+
+
+async def stand_by(
+    connection: asyncpg.Connection,
+    broker: Broker,
+    schema: str,
+    settings: RelaySettings,
+    stopping: asyncio.Event,
+) -> bool:
+    """Wait until this relay leads (True) or is to stop (False).
+
+    The leader moves a token at least once a second. When none moved for `takeover_after` seconds of this
+    process's own clock, and Redis could be read all the while, the leader's session is ended.
+    """
+    watched: dict[str, bytes | None] = {}
+    still_since = time.monotonic()
+    while not stopping.is_set():
+        if await follow.try_lead(connection, schema):
+            return True
+        tokens = await _read_tokens(broker)
+        if tokens is None or tokens != watched:
+            watched, still_since = tokens or {}, time.monotonic()
+        elif time.monotonic() - still_since > settings.takeover_after:
+            ended = await follow.end_leader(connection, schema)
+            log.warning("ended a leader that did nothing", extra={"fields": {"sessions": ended}})
+            still_since = time.monotonic()
+            continue
+        await pause(stopping, settings.detect_loss_every)
+    return False
+
+
+async def pause(stopping: asyncio.Event, seconds: float) -> None:
+    """Wait `seconds`, or until this process is to stop."""
+    if seconds <= 0:
+        await asyncio.sleep(0)
+        return
+    try:
+        async with asyncio.timeout(seconds):
+            await stopping.wait()
+    except TimeoutError:
+        pass
+
+
+async def _read_tokens(broker: Broker) -> dict[str, bytes | None] | None:
+    try:
+        return {queue: await broker.token(queue) for queue in await broker.queues()}
+    except UNAVAILABLE:
+        return None

@@ -1,0 +1,145 @@
+"""The relay: brings committed intents from PostgreSQL to Redis, and writes nothing per job.
+
+One relay leads, by an advisory lock on its only connection; others stand by. The lock saves work, the token of
+each push gives safety. A leader's turn:
+
+1. look ahead: read the jobs that come due soon;
+2. poll: ask for the rows that the last poll's snapshot did not show, and push them;
+3. push the jobs whose time has come;
+4. walk: compare one page of rows with Redis, and push what is missing there;
+5. touch each queue now and then: a token that is not ours means that Redis lost its data.
+
+Whatever breaks, a new leader starts from a new snapshot and walks the whole table; nothing else needs keeping.
+Called by cli. Calls outbox.follow, push, timers, walk and janitor.
+"""
+
+from __future__ import annotations
+
+import time
+
+import asyncpg
+
+from ..broker.scripts import Broker
+from ..outbox import follow
+from ..outbox.follow import NewRows, Snapshot
+from ..settings import RelaySettings
+from .backlog import Backlog
+from .janitor import Janitor
+from .push import ReliablePush
+from .timers import Timers
+from .walk import Walk
+
+_ANNOUNCE_EVERY_S = 30.0
+_FULL_LIST_EVERY_S = 0.05
+
+
+class Leader:
+    """A relay that leads, for as long as its connection lives."""
+
+    def __init__(
+        self,
+        connection: asyncpg.Connection,
+        broker: Broker,
+        schema: str,
+        settings: RelaySettings,
+        *,
+        since: Snapshot,
+        timers: Timers,
+    ):
+        self._connection = connection
+        self._schema = schema
+        self._settings = settings
+        self._since = since
+        self._timers = timers
+        self._backlog = Backlog(settings.ready_limit)
+        self._push = ReliablePush(broker, self._backlog, settings)
+        self._walk = Walk(connection, schema, broker, self._push, self._backlog, settings)
+        self._janitor = Janitor(connection, schema, settings)
+        self._next_touch = 0.0
+        self._next_announce = 0.0
+        self._idle_turns = 0
+
+    @classmethod
+    async def start(
+        cls, connection: asyncpg.Connection, broker: Broker, schema: str, settings: RelaySettings
+    ) -> Leader:
+        """Begin at a new snapshot. What was committed before is left to a walk over everything."""
+        since, now = await follow.take_snapshot(connection, schema)
+        timers = Timers(connection, schema, settings, start=now)
+        leader = cls(connection, broker, schema, settings, since=since, timers=timers)
+        leader._backlog.mark_all()
+        return leader
+
+    async def step(self) -> float:
+        """Take one turn. Returns the seconds that may pass before the next."""
+        await self._timers.look_ahead()
+        found = await self._poll()
+        await self._push_due()
+        await self._walk.step()
+        await self._touch_queues()
+        await self._janitor.step()
+        return self._pause(found)
+
+    async def _poll(self) -> bool:
+        # Crash here: the next leader's snapshot is later, and its walk finds the rows.
+        self._since, lists, is_cut = await follow.poll(
+            self._connection,
+            self._schema,
+            self._since,
+            horizon=self._timers.horizon,
+            limit=self._settings.poll_limit,
+        )
+        # The snapshot has moved on: from here each row is pushed, or held, or marked for the walk.
+        if is_cut:
+            self._backlog.mark_all()
+        for new in lists:
+            await self._push_new(new)
+        return bool(lists)
+
+    async def _push_new(self, new: NewRows) -> None:
+        now: list[str] = []
+        again: list[str] = []
+        is_full = self._backlog.is_full(new.queue, new.priority)
+        for entry, is_again, delay_s in zip(new.entries, new.again, new.delays, strict=True):
+            if delay_s is not None and delay_s > 0:
+                self._timers.add(new.queue, new.priority, entry, delay_s)
+            elif is_again and is_full:
+                again.append(entry)
+            else:
+                now.append(entry)
+        if now and is_full:
+            self._push.leave(new.queue, new.priority, now)
+        elif now:
+            await self._push.push(new.queue, new.priority, now)
+        if again:
+            await self._push_beyond_limit(new.queue, new.priority, again)
+
+    async def _push_due(self) -> None:
+        for (queue, priority), entries in self._timers.take_due().items():
+            await self._push_beyond_limit(queue, priority, entries)
+        if self._timers.take_crowd():
+            self._backlog.mark_all()
+
+    async def _push_beyond_limit(self, queue: str, priority: int, entries: list[str]) -> None:
+        """Retries and jobs whose time has come are not starved by a full list of new ones."""
+        await self._push.push(queue, priority, entries, limit=2 * self._settings.ready_limit)
+
+    async def _touch_queues(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_announce:
+            await self._push.announce()
+            self._next_announce = now + _ANNOUNCE_EVERY_S
+        if now < self._next_touch:
+            return
+        for queue in self._push.queues:
+            await self._push.touch(queue)
+        has_full_lists = self._backlog.has_full_lists
+        self._next_touch = now + (_FULL_LIST_EVERY_S if has_full_lists else self._settings.detect_loss_every)
+
+    def _pause(self, found: bool) -> float:
+        """2 ms after work, then longer and longer; never past the next timer."""
+        self._idle_turns = 0 if found or self._walk.is_repairing else self._idle_turns + 1
+        if self._idle_turns == 0:
+            return 0.0
+        idle = self._settings.poll_shortest * 1.1 ** min(self._idle_turns, 100)
+        return max(0.0, min(idle, self._settings.poll_longest, self._timers.next_in_s))

@@ -1,0 +1,150 @@
+"""The walk: one pass over both stores that pushes what Redis lacks.
+
+1. Read a page of rows by id, in a short statement.
+2. After the next poll, so that every row of the page has been through one: ask Redis what it knows of them.
+3. Read the missing ones in PostgreSQL again, and push those that are still there.
+
+PostgreSQL, Redis, PostgreSQL: acks follow commits, so a row that is still there after Redis did not know it is in
+no list. Start, loss of Redis, big backlogs and the endless scrub are this one mechanism; it never looks at xid.
+Called by relay. Calls outbox.follow, push and backlog.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from uuid import UUID
+
+import asyncpg
+
+from ..broker.client import TROUBLE
+from ..broker.scripts import Broker
+from ..outbox import follow
+from ..outbox.follow import PageRow
+from ..settings import RelaySettings
+from .backlog import START, Backlog, ReadyList, Repair
+from .push import ReliablePush
+
+_SCRUB_OVERDUE_S = 2.0
+"""The scrub leaves alone what has only just come due: a timer is about to push it."""
+
+
+class Walk:
+    """The walk of one leader."""
+
+    def __init__(
+        self,
+        connection: asyncpg.Connection,
+        schema: str,
+        broker: Broker,
+        push: ReliablePush,
+        backlog: Backlog,
+        settings: RelaySettings,
+    ):
+        self._connection = connection
+        self._schema = schema
+        self._broker = broker
+        self._push = push
+        self._backlog = backlog
+        self._settings = settings
+        self._repair: Repair | None = None
+        self._position = START
+        self._page: list[PageRow] = []
+        self._is_last_page = False
+        self._next_scrub = time.monotonic() + settings.scrub_every
+
+    @property
+    def is_repairing(self) -> bool:
+        return self._repair is not None
+
+    async def step(self) -> None:
+        """Compare the page read last time with Redis, and read the next one."""
+        if self._page:
+            page, self._page = self._page, []
+            try:
+                await self._compare(page)
+            except TROUBLE as error:
+                self._push.note_trouble(error)
+                self._break_off()
+            else:
+                if self._is_last_page:
+                    self._finish()
+        if not self._push.is_away:
+            await self._read_on()
+
+    async def _read_on(self) -> None:
+        if self._repair is None and (repair := self._backlog.take()) is not None:
+            self._repair = repair
+            self._position = repair.start
+        elif self._repair is None and time.monotonic() < self._next_scrub:
+            return
+        overdue_s = 0.0 if self._repair is not None else _SCRUB_OVERDUE_S
+        limit = self._settings.page
+        self._page = await follow.page(
+            self._connection, self._schema, after=self._position, overdue_s=overdue_s, limit=limit
+        )
+        self._is_last_page = len(self._page) < limit
+        if self._page:
+            self._position = self._page[-1].id
+            self._next_scrub = time.monotonic() + self._settings.scrub_pause
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._repair is not None:
+            self._backlog.caught_up(self._repair)
+            self._repair = None
+        self._start_over()
+
+    def _break_off(self) -> None:
+        if self._repair is not None:
+            self._backlog.give_back(self._repair)
+            self._repair = None
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self._position = START
+        self._is_last_page = False
+        self._next_scrub = time.monotonic() + self._settings.scrub_every
+
+    async def _compare(self, page: list[PageRow]) -> None:
+        by_list: dict[ReadyList, list[PageRow]] = defaultdict(list)
+        for row in page:
+            self._push.watch(row.queue)
+            if row.due and self._is_wanted((row.queue, row.priority), row.id):
+                by_list[row.queue, row.priority].append(row)
+        for at, rows in by_list.items():
+            await self._bring(at, rows)
+
+    def _is_wanted(self, at: ReadyList, row_id: UUID) -> bool:
+        if self._backlog.is_held(at[0]):
+            if self._repair is not None and self._repair.covers(at, row_id):
+                self._leave(at, row_id)
+            return False
+        if self._repair is not None:
+            return self._repair.covers(at, row_id)
+        return not self._backlog.is_full(*at)
+
+    def _leave(self, at: ReadyList, row_id: UUID) -> None:
+        assert self._repair is not None
+        self._repair.left.add(at)
+        self._backlog.mark(*at, before=row_id)
+
+    async def _bring(self, at: ReadyList, rows: list[PageRow]) -> None:
+        queue, priority = at
+        known = await self._broker.known(queue, [row.id for row in rows])
+        missing = [row.id for row, generation in zip(rows, known, strict=True) if generation < row.generation]
+        if not missing:
+            return
+        still_there = await follow.reread(self._connection, self._schema, missing)
+        entries = [f"{row.id.hex}:{row.generation}:{row.priority}" for row in still_there]
+        sent = await self._push.push(queue, priority, entries, counter=self._counter(queue))
+        if sent < len(entries) and self._repair is not None:
+            # The list is full, or Redis refused: push() has marked where the next walk begins.
+            self._repair.left.add(at)
+
+    def _counter(self, queue: str) -> str:
+        """What another path should have pushed, or had pushed before a loss, is counted as a repair."""
+        if self._repair is None:
+            return "repushed" if self._backlog.is_clean else "pushed"
+        return "repushed" if queue in self._repair.lost else "pushed"

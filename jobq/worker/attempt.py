@@ -1,0 +1,51 @@
+"""One record per attempt, and its first listener: the log.
+
+Called by executor. Calls nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import NamedTuple
+
+from ..model import Job
+
+log = logging.getLogger(__name__)
+
+
+class Attempt(NamedTuple):
+    """How one run of a job ended."""
+
+    job: Job
+    outcome: str
+    """`done`, `retried`, `snoozed`, `dead`, `interrupted`, `handed back`, `already done`, `lost` or
+    `failed after completion`."""
+    duration_s: float
+    max_attempts: int
+    error: BaseException | None = None
+    delay_s: float | None = None
+    """Until the next attempt, if there is one."""
+
+
+_LEVELS = {"retried": logging.WARNING, "dead": logging.ERROR, "failed after completion": logging.ERROR}
+
+
+def log_attempt(attempt: Attempt) -> None:
+    """One line per attempt. Never the arguments."""
+    level = _LEVELS.get(attempt.outcome, logging.INFO)
+    if not log.isEnabledFor(level):
+        return
+    job, error = attempt.job, attempt.error
+    fields: dict[str, object] = {
+        "job": str(job.id),
+        "task": job.task,
+        "queue": job.queue,
+        "attempt": f"{job.attempts + 1}/{attempt.max_attempts}",
+        "ms": round(attempt.duration_s * 1000, 1),
+    }
+    if error is not None:
+        fields["error"] = f"{type(error).__name__}: {error}"
+    if attempt.delay_s is not None:
+        fields["next_in_s"] = round(attempt.delay_s, 1)
+    is_surprise = error is not None and attempt.outcome in _LEVELS
+    log.log(level, "job %s", attempt.outcome, extra={"fields": fields}, exc_info=error if is_surprise else None)

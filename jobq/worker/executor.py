@@ -1,0 +1,173 @@
+"""The executor: runs one job, and says how it ends.
+
+1. reads the arguments as the task wants them now;
+2. calls the task with a context, within its time;
+3. turns whatever comes of it into one end - complete, reschedule, bury, ack or release - and one record.
+
+Called by worker. Calls the application's tasks, settler and attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from ..app import JobQ
+from ..context import Completion, Context, HandBack, Run
+from ..errors import AlreadyDone, InvalidArguments
+from ..model import Job
+from ..outbox.settle import Burial, Reschedule
+from ..outcomes import Reject, Retry, Snooze
+from ..retry import default_delay
+from ..settings import ERROR_LIMIT
+from ..task import Task
+from .attempt import Attempt, log_attempt
+from .owned import Ending, Holding
+from .settler import Settler
+
+
+class Executor:
+    """Runs the jobs of one process."""
+
+    def __init__(
+        self,
+        app: JobQ,
+        settler: Settler,
+        worker: str,
+        *,
+        state: Any,
+        threads: int,
+        is_stopping: Callable[[], bool],
+    ):
+        self._app = app
+        self._settler = settler
+        self._worker = worker
+        self._state = state
+        self._is_stopping = is_stopping
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="jobq task")
+
+    async def run(self, holding: Holding, job: Job) -> None:
+        """Run a job to one of its ends. Raises nothing."""
+        task = self._app.tasks[job.task]
+        limit = job.max_attempts or task.retry.max_attempts
+        started = time.monotonic()
+        outcome, delay_s, error = await self._run(holding, job, task, limit)
+        log_attempt(Attempt(job, outcome, time.monotonic() - started, limit, error, delay_s))
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(
+        self, holding: Holding, job: Job, task: Task[..., Any, Any], limit: int
+    ) -> tuple[str, float | None, BaseException | None]:
+        holding.run = Run(self._worker, self._app.schema, self._app.database.sessions if task.is_async else None)
+        error: BaseException | None = None
+        try:
+            arguments = task.codec.decode(job.args)
+        except InvalidArguments as refused:
+            return *self._bury(holding, job, "invalid", refused, failed=False), refused
+        try:
+            await self._call(holding.run, job, task, limit, arguments)
+        except BaseException as raised:  # noqa: BLE001  everything a task raises is an end of the job
+            error = raised
+        return *self._settle(holding, holding.run, job, task, limit, error), error
+
+    async def _call(self, run: Run, job: Job, task: Task[..., Any, Any], limit: int, arguments: dict[str, Any]) -> None:
+        call: Callable[[], Any] = partial(task.function, **arguments)
+        if task.takes_context:
+            context: Context[Any] = Context(
+                job, run, state=self._state, max_attempts=limit, is_stopping=self._is_stopping
+            )
+            call = partial(task.function, context, **arguments)
+        async with asyncio.timeout(job.timeout_s or task.timeout_s):
+            await (call() if task.is_async else self._in_thread(call))
+
+    async def _in_thread(self, call: Callable[[], Any]) -> None:
+        """Run a synchronous task. A thread cannot be stopped: a cancelled run keeps its slot until it ends."""
+        context = contextvars.copy_context()
+        future = asyncio.get_running_loop().run_in_executor(self._threads, context.run, call)
+        cancelled: asyncio.CancelledError | None = None
+        while not future.done():
+            try:
+                await asyncio.shield(future)
+            except asyncio.CancelledError as error:
+                cancelled = error
+            except Exception:  # noqa: BLE001, S110
+                pass  # raised below, by result()
+        if cancelled is not None:
+            raise cancelled
+        future.result()
+
+    def _settle(
+        self,
+        holding: Holding,
+        run: Run,
+        job: Job,
+        task: Task[..., Any, Any],
+        limit: int,
+        error: BaseException | None,
+    ) -> tuple[str, float | None]:
+        """Hand the end to the settler. Returns the outcome, and the seconds until the next attempt."""
+        if run.completion is Completion.COMMITTED:
+            self._settler.ack(holding)
+            return ("done" if error is None else "failed after completion"), None
+        match error:
+            case None:
+                self._settler.complete(holding)
+                return "done", None
+            case AlreadyDone():
+                self._settler.ack(holding)
+                return "already done", None
+            case HandBack():
+                self._settler.release(holding)
+                return "handed back", None
+            case asyncio.CancelledError() if holding.ending is Ending.LOST:
+                self._settler.ack(holding)
+                return "lost", None
+            case asyncio.CancelledError() if holding.ending is Ending.SHUTDOWN:
+                self._settler.reschedule(holding, Reschedule(job.id, job.generation))
+                return "interrupted", None
+            case Snooze():
+                self._settler.reschedule(holding, Reschedule(job.id, job.generation, error.delay_s))
+                return "snoozed", error.delay_s
+            case Reject():
+                return self._bury(holding, job, "rejected", error)
+            case _:
+                return self._retry(holding, job, task, limit, error)
+
+    def _retry(
+        self, holding: Holding, job: Job, task: Task[..., Any, Any], limit: int, error: BaseException
+    ) -> tuple[str, float | None]:
+        attempt = job.attempts + 1
+        try:
+            verdict = task.retry.verdict(attempt, limit, error)
+        except Exception as broken:  # noqa: BLE001  a policy of the application: its fault must not lose the job
+            error.add_note(f"the retry policy's delay() raised {type(broken).__name__}: {broken}")
+            verdict = default_delay(attempt, error)
+        if isinstance(verdict, str):
+            return self._bury(holding, job, verdict, error)
+        delay_s = error.delay_s if isinstance(error, Retry) and error.delay_s is not None else verdict
+        self._settler.reschedule(holding, Reschedule(job.id, job.generation, delay_s, failed=True, **_told(error)))
+        return "retried", delay_s
+
+    def _bury(
+        self, holding: Holding, job: Job, reason: str, error: BaseException, *, failed: bool = True
+    ) -> tuple[str, None]:
+        self._settler.bury(holding, Burial(job.id, job.generation, reason, failed=failed, **_told(error)))
+        return "dead", None
+
+
+def _told(error: BaseException) -> dict[str, str]:
+    """What is kept of an error: text that PostgreSQL takes, bounded."""
+    text = "".join(traceback.format_exception_only(error)).strip()
+    return {"error_type": type(error).__qualname__[:200], "error": _storable(text)[:ERROR_LIMIT]}
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,154 @@
+"""The sweeper: takes back what dead workers held, and counts a crash for each job exactly once.
+
+1. Watch every worker's counter; one that stood still for a lease, as this process saw it, is dead.
+2. PostgreSQL first: end the sessions the worker left, then give each of its jobs a new generation and one crash.
+3. Bury the jobs that killed their third worker in a row.
+4. Redis: put the new entries at the front of ready, and forget the worker.
+
+The generation counts a crash once, however many sweep, and fences the worker should it come back. Dying half way
+is safe: the next sweeper finds the rest. Called by worker. Calls broker, outbox.settle and burial.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import asyncpg
+
+from ..broker.client import TROUBLE
+from ..broker.scripts import Broker
+from ..model import Entry
+from ..outage import Outage
+from ..outbox import settle
+from ..outbox.line import Line
+from ..outbox.settle import Burial, Standing
+from ..settings import CRASHES_BEFORE_POISON
+from .burial import Undertaker
+
+log = logging.getLogger(__name__)
+
+SWEEP_EVERY_S = 1.0
+_LONGEST_GAP_S = 2.0
+"""Between two looks at the counters. After a longer one the watch starts anew: nobody was seen standing still."""
+
+
+@dataclass(slots=True)
+class _Watch:
+    counter: bytes
+    since: float
+
+
+class Sweeper:
+    """One process's watch over all workers of its database."""
+
+    def __init__(
+        self,
+        line: Line,
+        broker: Broker,
+        schema: str,
+        worker: str,
+        undertaker: Undertaker,
+        *,
+        queues: tuple[str, ...],
+        lease_s: float,
+    ):
+        self._line = line
+        self._broker = broker
+        self._schema = schema
+        self._worker = worker
+        self._undertaker = undertaker
+        self._queues = queues
+        self._lease_s = lease_s
+        self._watches: dict[tuple[str, str], _Watch] = {}
+        self._looked_at = float("-inf")
+        self._outage = Outage("redis", "sweeper")
+
+    async def step(self) -> list[str]:
+        """Look once at every counter, and sweep the workers that are dead. Returns their names."""
+        try:
+            dead = await self._look()
+        except TROUBLE as error:
+            # What was not seen did not stand still (MUST): else workers sweep each other after an outage.
+            self._watches.clear()
+            self._outage.begin(error)
+            return []
+        self._outage.end()
+        for queue, worker, counter in dead:
+            await self.sweep(queue, worker, counter)
+        return [worker for _, worker, _ in dead]
+
+    async def sweep(self, queue: str, worker: str, counter: bytes) -> None:
+        """Take back what one worker held in one queue, if its counter is still `counter`."""
+        found = map(Entry.parse, await self._broker.working(queue, worker))
+        entries = [entry for entry in found if entry is not None]
+        standings = {}
+        if entries:
+            async with self._line as connection:
+                standings = await self._count_crashes(connection, worker, entries)
+        # Crash here: the rows have new generations; the next sweep finds them so, and counts nothing twice.
+        swept = await self._broker.sweep(queue, worker, counter, _verdicts(entries, standings))
+        if swept is None:
+            log.info("worker came back while being swept", extra={"fields": {"swept": worker}})
+        else:
+            fields = {"swept": worker, "queue": queue, "taken_back": swept[0], "dropped": swept[1]}
+            log.warning("swept a dead worker", extra={"fields": fields})
+        self._watches.pop((queue, worker), None)
+
+    async def _look(self) -> list[tuple[str, str, bytes]]:
+        """Read all counters; returns (queue, worker, counter) of those that stood still for a lease."""
+        queues = {*self._queues, *await self._broker.queues()}
+        beats = {
+            (queue, worker): counter
+            for queue in queues
+            for worker, counter in (await self._broker.beats(queue)).items()
+        }
+        now = time.monotonic()
+        if now - self._looked_at > _LONGEST_GAP_S:
+            self._watches.clear()
+        self._looked_at = now
+        dead = []
+        watches: dict[tuple[str, str], _Watch] = {}
+        for (queue, worker), counter in beats.items():
+            watch = self._watches.get((queue, worker))
+            if watch is None or watch.counter != counter:
+                watch = _Watch(counter, now)
+            watches[queue, worker] = watch
+            if worker != self._worker and now - watch.since >= self._lease_s:
+                dead.append((queue, worker, counter))
+        self._watches = watches
+        return dead
+
+    async def _count_crashes(
+        self, connection: asyncpg.Connection, worker: str, entries: list[Entry]
+    ) -> dict[bytes, Standing | None]:
+        await settle.end_backends(connection, self._schema, worker)
+        await settle.crash(connection, self._schema, [entry.key for entry in entries])
+        ids = [entry.id for entry in entries]
+        now = await settle.standings(connection, self._schema, ids)
+        poison = [
+            Burial(id_, row.generation, "poison", failed=False, error_type="Poison", error=_POISON_TEXT)
+            for id_, row in now.items()
+            if row.crashes >= CRASHES_BEFORE_POISON
+        ]
+        if poison:
+            buried = await self._undertaker.bury(connection, poison)
+            log.error("buried poison jobs", extra={"fields": {"jobs": [str(id_) for id_ in buried]}})
+            now = {id_: row for id_, row in now.items() if id_ not in buried}
+        return {entry.raw: now.get(entry.id) for entry in entries}
+
+
+_POISON_TEXT = f"its worker died while it ran, {CRASHES_BEFORE_POISON} times in a row"
+
+
+def _verdicts(entries: list[Entry], standings: dict[bytes, Standing | None]) -> dict[bytes, int]:
+    """The generation each entry is to have; 0 for none. One that did not move on goes back as it is."""
+    verdicts = {}
+    for entry in entries:
+        row = standings[entry.raw]
+        if row is None or not row.due:
+            verdicts[entry.raw] = 0
+        elif row.generation != entry.generation:
+            verdicts[entry.raw] = row.generation
+    return verdicts
