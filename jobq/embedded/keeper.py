@@ -42,7 +42,6 @@ def start(command: list[str], uid: int, gid: int, last_signal: int) -> "subproce
         stdout=2,
         cwd="/",
         close_fds=False,  # the locks of its directories stay held for as long as the server lives
-        start_new_session=True,
         preexec_fn=die_with_keeper,  # runs after the change of user, which would undo it
     )
 

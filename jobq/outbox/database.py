@@ -125,7 +125,7 @@ class Database:
     async def database_id(self, connection: asyncpg.Connection, schema: str) -> UUID:
         """The identity of the database behind `connection`; part of every Redis key."""
         try:
-            found = await connection.fetchval(f"SELECT database_id FROM {schema}.meta")
+            found = await connection.fetchval(f'SELECT database_id FROM "{schema}".meta')
         except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
             found = None
         if found is None:

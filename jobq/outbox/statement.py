@@ -50,7 +50,7 @@ class Statement:
 @cache
 def _text(name: str, schema: str) -> str:
     source = resources.files(__package__).joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
-    return _COMMENT.sub("\n", source).replace("{schema}", schema).strip()
+    return _COMMENT.sub("\n", source).replace("{schema}", f'"{schema}"').strip()
 
 
 @cache
