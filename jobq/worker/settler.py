@@ -64,6 +64,7 @@ class Settler:
         self._moves: dict[_Move, list[Holding]] = defaultdict(list)
         self._in_hand = 0
         self._work = asyncio.Event()
+        self._empty = asyncio.Event()
         self._database_outage = Outage("postgresql", "settler")
         self._redis_outage = Outage("redis", "settler")
 
@@ -102,6 +103,12 @@ class Settler:
         for holding in unwritten:
             self.release(holding)
 
+    async def flushed(self) -> None:
+        """Wait until nothing is pending; `run` does the work."""
+        while self.pending:
+            self._empty.clear()
+            await self._empty.wait()
+
     async def run(self) -> None:
         """Flush whenever there is something, until cancelled."""
         while True:
@@ -113,8 +120,7 @@ class Settler:
         """Flush what has ended, first to PostgreSQL, then to Redis. Returns the seconds until the next try."""
         self._work.clear()
         pause = max(await self._flush_rows(), await self._flush_entries())
-        if self.pending:
-            self._work.set()
+        (self._work if self.pending else self._empty).set()
         return pause
 
     async def _flush_rows(self) -> float:

@@ -1,0 +1,310 @@
+"""A worker's turns: fetch -> read -> start.
+
+1. `fetch` owns as many entries as there are free slots; nothing is prefetched, so all that is owned counts as
+   started.
+2. `read` reads their rows on the primary: a row that is gone or has moved on is never run, whatever Redis says.
+3. `start` runs them; a job that killed its worker before runs with nothing beside it.
+
+Called by worker and, with its findings, by the heartbeat. Calls broker, outbox.settle, executor and settler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from typing import Any
+from uuid import UUID
+
+from ..app import JobQ
+from ..broker.client import TROUBLE
+from ..broker.scripts import Broker
+from ..context import Completion
+from ..errors import ConfigurationError
+from ..model import Entry, Job
+from ..outage import Outage
+from ..outbox import settle
+from ..outbox.database import is_unavailable
+from ..outbox.line import Line
+from ..settings import CRASHES_BEFORE_ALONE, WorkerSettings
+from .executor import Executor
+from .heartbeat import Heartbeat
+from .owned import Ending, Holding, Owned
+from .settler import BUFFER_LIMIT, Settler
+
+log = logging.getLogger(__name__)
+
+_BELL_S = 1.0
+_LOOK_UP_S = 0.25
+
+
+class Orders:
+    """What a worker is told from outside. `wake()` after setting one."""
+
+    def __init__(self) -> None:
+        self.quiet = asyncio.Event()
+        """Fetch nothing more, and go on running what has started."""
+        self.stopping = asyncio.Event()
+        """Fetch nothing more, give running jobs their grace, hand back the rest."""
+        self.hurry = asyncio.Event()
+        """Hand everything back at once."""
+        self.woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look up from whatever is waited for."""
+        self.woken.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait to be woken, `seconds` at most."""
+        self.woken.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self.woken.wait()
+        except TimeoutError:
+            pass
+
+
+class Turns:
+    """The runs of one process, and how they come to start."""
+
+    def __init__(
+        self,
+        app: JobQ,
+        settings: WorkerSettings,
+        worker: str,
+        *,
+        broker: Broker,
+        line: Line,
+        owned: Owned,
+        settler: Settler,
+        executor: Executor,
+        orders: Orders,
+    ):
+        self._app = app
+        self._settings = settings
+        self._worker = worker
+        self._broker = broker
+        self._line = line
+        self._owned = owned
+        self._settler = settler
+        self._executor = executor
+        self._orders = orders
+        self.heartbeat: Heartbeat | None = None
+        self.runs: set[asyncio.Task[None]] = set()
+        self._adopted: deque[Holding] = deque()
+        self._suspects: deque[tuple[Holding, Job]] = deque()
+        self._is_alone = False
+        self._is_fenced = False
+        self._first_queue = 0
+        self._redis_outage = Outage("redis", "worker")
+        self._database_outage = Outage("postgresql", "worker")
+
+    async def step(self) -> None:
+        """One turn: fetch -> read -> start. Waits for work or room when there is none."""
+        can_fetch = self._may_fetch()
+        holdings = await self._fetch()
+        if holdings:
+            jobs = await self._read(holdings)
+            self._start(holdings, jobs)
+        elif not self._orders.stopping.is_set():
+            await self._idle(has_looked=can_fetch)
+
+    async def take_until_stopped(self) -> None:
+        """Turn after turn; whatever breaks one, the next comes."""
+        while not self._orders.stopping.is_set():
+            try:
+                await self.step()
+            except TROUBLE as error:
+                self._release_unstarted()
+                await self._orders.wait(self._redis_outage.begin(error))
+            except Exception:
+                log.exception("worker turn failed, trying again")
+                self._release_unstarted()
+                await self._orders.wait(1.0)
+
+    def _release_unstarted(self) -> None:
+        """A turn broke off: what it had fetched must not stay owned by nobody."""
+        waiting = {*self._adopted, *(holding for holding, _ in self._suspects)}
+        for holding in self._owned.all():
+            if holding.task is None and not holding.is_settling and holding not in waiting:
+                self._settler.release(holding)
+
+    async def _fetch(self) -> list[Holding]:
+        """Own up to as many entries as there are free slots: adopted ones first, then from each queue in turn."""
+        if self._suspects:
+            return []
+        room = self._room()
+        taken = [self._adopted.popleft() for _ in range(min(room, len(self._adopted)))]
+        while self._adopted:
+            self._settler.release(self._adopted.popleft())
+        if not self._may_fetch():
+            return taken
+        queues = self._settings.queues
+        self._first_queue += 1
+        for at in range(len(queues)):
+            if len(taken) < room:
+                taken += await self._fetch_from(queues[(self._first_queue + at) % len(queues)], room - len(taken))
+        self._redis_outage.end()
+        return taken
+
+    async def _fetch_from(self, queue: str, count: int) -> list[Holding]:
+        # Crash here, or no answer: the entries are in the working list, and are adopted or swept.
+        fetched = await self._broker.fetch(queue, self._worker, count)
+        if fetched is None:
+            self._note_fenced()
+            return []
+        self._is_fenced = False
+        return await self._own(queue, fetched.entries)
+
+    async def _own(self, queue: str, raws: list[bytes]) -> list[Holding]:
+        """Own what is well formed and not owned yet; drop garbage."""
+        entries = [Entry.parse(raw) for raw in raws]
+        taken = [self._owned.take(queue, entry) for entry in entries if entry is not None]
+        if garbage := [raw for raw, entry in zip(raws, entries, strict=True) if entry is None]:
+            await self._broker.ack(queue, self._worker, garbage, "garbage")
+        return [holding for holding in taken if holding is not None]
+
+    @property
+    def _may_start(self) -> bool:
+        """Whether the lease surely holds long enough to start a run."""
+        return self.heartbeat is not None and self.heartbeat.may_start
+
+    def _room(self) -> int:
+        return 0 if self._is_alone else self._settings.concurrency - len(self.runs)
+
+    def _may_fetch(self) -> bool:
+        is_open = not (self._orders.quiet.is_set() or self._orders.stopping.is_set() or self._suspects)
+        return is_open and self._room() > 0 and self._may_start and self._settler.pending < BUFFER_LIMIT
+
+    def _note_fenced(self) -> None:
+        if not self._is_fenced:
+            self._is_fenced = True
+            log.warning("fenced: redis does not know this worker, waiting for the next beat")
+
+    async def _read(self, holdings: list[Holding]) -> dict[UUID, Job]:
+        """Read the rows of a batch on the primary, however long that takes: nothing is dropped unread."""
+        ids = [holding.entry.id for holding in holdings]
+        while True:
+            try:
+                async with self._line as connection:
+                    jobs = await settle.read(connection, self._app.schema, ids)
+            except Exception as error:
+                if not is_unavailable(error) and not isinstance(error, ConfigurationError):
+                    log.exception("reading jobs failed, trying again")
+                pause = self._database_outage.begin(error)
+                if self._orders.stopping.is_set():
+                    for holding in holdings:
+                        self._settler.release(holding)
+                    holdings.clear()
+                    return {}
+                await self._orders.wait(pause)
+            else:
+                self._database_outage.end()
+                return jobs
+
+    def _start(self, holdings: list[Holding], jobs: dict[UUID, Job]) -> None:
+        for holding in holdings:
+            job = jobs.get(holding.entry.id)
+            generation = holding.entry.generation
+            if job is None or job.generation > generation:
+                self._settler.ack(holding, "ghost")
+            elif job.generation < generation:
+                self._settler.ack(holding, "rewound")
+            elif job.task not in self._app.tasks:
+                self._park(holding, job)
+            elif self._orders.stopping.is_set() or not self._may_start:
+                self._settler.release(holding)
+            elif job.crashes >= CRASHES_BEFORE_ALONE:
+                log.warning("job killed its worker before, will run alone", extra={"fields": {"job": str(job.id)}})
+                self._suspects.append((holding, job))
+            else:
+                self._start_run(holding, job)
+
+    def _start_run(self, holding: Holding, job: Job) -> None:
+        # A bare task, kept in a set: at 30,000 jobs a second a task group's bookkeeping is a third of the cost.
+        holding.task = task = asyncio.create_task(self._executor.run(holding, job), name=f"job {job.id}")
+        self.runs.add(task)
+        task.add_done_callback(self._end_run)
+
+    def _end_run(self, task: asyncio.Task[None]) -> None:
+        self.runs.discard(task)
+        self._is_alone = False
+        self._orders.woken.set()
+
+    def _park(self, holding: Holding, job: Job) -> None:
+        fields = {"job": str(job.id), "task": job.task}
+        log.warning("no such task in this worker, parked until one comes that has it", extra={"fields": fields})
+        self._settler.park(holding, job.task)
+
+    async def _idle(self, *, has_looked: bool) -> None:
+        """Wait for something to do: the bell, the end of a run, or a word from the heartbeat."""
+        if self._suspects and not self.runs and self._may_start:
+            self._is_alone = True
+            self._start_run(*self._suspects.popleft())
+        elif not self._may_fetch() or self._is_fenced:
+            await self._orders.wait(_LOOK_UP_S)
+        elif has_looked:
+            await self._listen()
+
+    async def _listen(self) -> None:
+        """Block on the bell, never on a queue: a cancelled blocking move loses its entry (MUST)."""
+        bells = [self._broker.keys(queue).bell for queue in self._settings.queues]
+        if self._orders.woken.is_set():
+            self._orders.woken.clear()
+            return
+        ring = asyncio.ensure_future(self._broker.client.blpop(bells, timeout=_BELL_S))
+        woken = asyncio.ensure_future(self._orders.woken.wait())
+        try:
+            await asyncio.wait({ring, woken}, timeout=_BELL_S + 2, return_when=asyncio.FIRST_COMPLETED)
+            if ring.done():
+                ring.result()
+        finally:
+            await _cancelled(ring, woken)
+
+    async def adopt(self, queue: str, raws: list[bytes]) -> None:
+        """Take up entries in my working list that I never saw arrive."""
+        adopted = await self._own(queue, raws)
+        self._adopted.extend(adopted)
+        self._orders.woken.set()
+        if adopted:
+            log.warning("adopted entries whose fetch had no answer", extra={"fields": {"count": len(adopted)}})
+            await self._broker.count(queue, "adopted", len(adopted))
+
+    async def lose(self, queue: str, raws: list[bytes]) -> None:
+        """These jobs have moved on without me: stop plain runs; ctx.complete() finds out by itself."""
+        for raw in raws:
+            holding = self._owned.find(queue, raw)
+            if holding is None or holding.is_settling or holding.task is None or holding.run is None:
+                continue
+            if holding.run.completion is Completion.UNUSED:
+                holding.ending = Ending.LOST
+                holding.task.cancel()
+
+    def hand_back_unstarted(self) -> None:
+        """Release what has not started."""
+        for holding in [*self._adopted, *(holding for holding, _ in self._suspects)]:
+            self._settler.release(holding)
+        self._adopted.clear()
+        self._suspects.clear()
+
+    def cancel_runs(self) -> None:
+        """Interrupt what still runs; each settles as interrupted, unless it swallows the cancellation."""
+        for holding in self._owned.all():
+            if holding.task is not None and not holding.task.done() and not holding.is_settling:
+                holding.ending = Ending.SHUTDOWN
+                holding.task.cancel()
+
+    async def wait_for_runs(self, seconds: float, *, even_in_a_hurry: bool = False) -> None:
+        """Wait until nothing runs, `seconds` at most, and not at all once there is a hurry."""
+        until = time.monotonic() + seconds
+        while self.runs and (even_in_a_hurry or not self._orders.hurry.is_set()):
+            if (left := until - time.monotonic()) <= 0:
+                return
+            await self._orders.wait(left)
+
+
+async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
