@@ -55,7 +55,7 @@ class Walk:
 
     @property
     def is_repairing(self) -> bool:
-        return self._repair is not None
+        return self._repair is not None and not self._push.is_away
 
     async def step(self) -> None:
         """Compare the page read last time with Redis, and read the next one."""
