@@ -1,0 +1,145 @@
+"""jobq.cli.logs: what a log line looks like."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from uuid import UUID
+
+import pytest
+
+from jobq.cli import logs
+
+log = logging.getLogger("jobq.worker")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were() -> Iterator[None]:
+    root, alembic = logging.getLogger(), logging.getLogger("alembic")
+    before = root.handlers[:], root.level, alembic.level
+    root.handlers[:] = []
+    yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    alembic.setLevel(before[2])
+
+
+def line(log_format: str, write: Callable[[], None], stream: io.StringIO | None = None) -> str:
+    stream = stream or io.StringIO()
+    logs.set_up(log_format, "info", stream)
+    write()
+    return stream.getvalue()
+
+
+def test_a_text_line_has_time_level_phrase_and_fields():
+    ready = line("text", lambda: log.info("worker ready", extra={"fields": {"slots": 100, "tls": None}}))
+
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} info  worker ready        slots=100 tls=null\n", ready)
+
+
+def test_a_text_line_without_fields_ends_with_its_phrase():
+    assert line("text", lambda: log.warning("relay behind by %d", 3)).endswith(" warn  relay behind by 3\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("mail", "mail"),
+        (["mail", "stock"], "mail,stock"),
+        (True, "true"),
+        (1.5, "1.5"),
+        (UUID(int=7), "00000000-0000-0000-0000-000000000007"),
+        ("två ord", '"två ord"'),
+        ('say "no"', '"say \\"no\\""'),
+        ("a=b", '"a=b"'),
+        ("", '""'),
+        ("two\nlines", '"two\\nlines"'),
+        ("\x1b[2J", '"\\u001b[2J"'),
+        ("\x9b2J", '"\\u009b2J"'),
+        ("redis://:secret@h/0", "redis://:***@h/0"),
+    ],
+)
+def test_a_value_is_bare_where_it_can_be_and_quoted_where_it_must(value, shown):
+    assert line("text", lambda: log.info("x", extra={"fields": {"field": value}})).endswith(
+        f" field={shown}\n"
+    )
+
+
+def test_a_phrase_of_several_lines_stays_on_one():
+    assert "first\\nsecond" in line("text", lambda: log.info("first\nsecond"))
+
+
+def test_a_json_line_carries_the_same_keys():
+    fields = {"queues": ["mail"], "job": UUID(int=7), "level": "gold", "url": "x"}
+
+    written = json.loads(line("json", lambda: log.error("job dead", extra={"fields": fields})))
+
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", written.pop("time"))
+    assert written == {
+        "level": "error",
+        "logger": "jobq.worker",
+        "message": "job dead",
+        "queues": ["mail"],
+        "job": "00000000-0000-0000-0000-000000000007",
+        "level_": "gold",
+        "url": "x",
+    }
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_traceback_is_shown_without_the_passwords_in_it(log_format):
+    def fail() -> None:
+        try:
+            raise ValueError("postgresql://me:secret@host/db")
+        except ValueError:
+            log.exception("job failed")
+
+    written = line(log_format, fail)
+
+    assert "Traceback" in written
+    assert "postgresql://me:***@host/db" in written
+    assert "secret" not in written
+    assert log_format == "text" or json.loads(written)["traceback"].startswith("Traceback")
+
+
+@pytest.mark.parametrize(
+    ("log_format", "stream", "is_json"),
+    [
+        ("auto", io.StringIO, True),
+        ("auto", Terminal, False),
+        ("json", Terminal, True),
+        ("text", io.StringIO, False),
+    ],
+)
+def test_auto_is_text_on_a_terminal_and_json_elsewhere(log_format, stream, is_json):
+    assert line(log_format, lambda: log.info("x"), stream()).startswith("{") is is_json
+
+
+def test_colour_is_for_terminals_that_want_it(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = line("text", lambda: log.info("x"), Terminal())
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = line("text", lambda: log.info("x"), Terminal())
+
+    assert "\x1b[32minfo" in coloured
+    assert "\x1b" not in plain + line("text", lambda: log.info("x"))
+
+
+def test_the_level_decides_what_is_written_and_alembic_speaks_only_of_trouble():
+    stream = io.StringIO()
+    logs.set_up("text", "info", stream)
+
+    log.debug("hidden")
+    logging.getLogger("alembic.runtime.migration").info("hidden")
+    logging.getLogger("shop").info("shown")
+
+    assert "hidden" not in stream.getvalue()
+    assert "shown" in stream.getvalue()
