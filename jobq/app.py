@@ -96,7 +96,7 @@ class JobQ:
         """
 
         def register(function: Callable[..., Any]) -> Task[..., Any, Any]:
-            own_name = name or function.__name__
+            own_name: str = name if name is not None else getattr(function, "__name__", "")
             task: Task[..., Any, Any] = Task(
                 function,
                 name=own_name,

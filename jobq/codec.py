@@ -8,7 +8,9 @@ message.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any, NamedTuple, NotRequired, Required
 
 import pydantic
@@ -20,6 +22,9 @@ from .settings import ARGS_LIMIT, NESTING_LIMIT
 
 _make_typed_dict: Any = TypedDict  # type checkers know it only with literals
 _SMALLEST_INT, _LARGEST_INT = -(2**63), 2**63 - 1
+_PROBLEMS_NAMED = 5
+_MASK = "**********"
+"""What pydantic writes for a SecretStr."""
 
 
 class ArgumentCodec:
@@ -38,31 +43,39 @@ class ArgumentCodec:
             hint = hints.get(name, Any)
             fields[name] = Required[hint] if parameter.default is parameter.empty else NotRequired[hint]
         shape = _make_typed_dict("arguments", fields)
-        shape.__pydantic_config__ = pydantic.ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+        shape.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")
         try:
             self._adapter: pydantic.TypeAdapter[dict[str, Any]] = pydantic.TypeAdapter(shape)
         except pydantic.errors.PydanticUserError as error:
             raise ConfigurationError(
-                f"task {task!r}: an annotation cannot be kept as JSON ({str(error).splitlines()[0]}); "
+                f"task {task!r}: an annotation cannot be kept as JSON ({_first_line(error)}); "
                 "pass an id and load the object in the task"
             ) from error
+        # A type adapter has no say over values annotated Any: pydantic would write their NaN as null.
+        self._serializer = pydantic_core.SchemaSerializer(
+            self._adapter.core_schema, pydantic_core.CoreConfig(ser_json_inf_nan="constants")
+        )
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """Check one call's arguments and return them as JSON. Raises InvalidArguments."""
+        owner = f"{self.task}()"
         try:
             given = self._signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise InvalidArguments(f"{self.task}(): {error}") from None
+            raise InvalidArguments(f"{owner}: {error}") from None
+        checked: dict[str, Any] = {}
         try:
             checked = self._adapter.validate_python(given)
-            _refuse_faults(self.task, checked)  # before pydantic writes a NaN as null
-            text = to_json(self.task, self._adapter.dump_python(checked, mode="json", warnings="error"))
-            self._adapter.validate_json(text)  # what cannot be read back is refused now, not at the run
-            return text
+            _refuse_faults(owner, checked)  # before a model's own settings write a NaN as null
+            text = to_json(owner, self._plain(checked))
+            again = self._adapter.validate_json(text)  # what cannot be read back is refused now, not at the run
         except pydantic.ValidationError as error:
-            raise InvalidArguments(f"{self.task}(): {describe(error)}") from None
+            raise InvalidArguments(f"{owner}: {describe(error)}") from None
         except (ValueError, TypeError, RecursionError) as error:
-            raise InvalidArguments(f"{self.task}(): {_unwritable_field(given)}: {_first_line(error)}") from None
+            raise InvalidArguments(f"{owner}: {self._unwritable_field(checked)}: {_reason(error)}") from None
+        if _MASK in text and again != checked:
+            raise InvalidArguments(f"{owner}: a secret would be stored as asterisks; pass its name, or a plain str")
+        return text
 
     def decode(self, text: str) -> dict[str, Any]:
         """Read stored arguments as the task wants them now. Raises InvalidArguments."""
@@ -71,39 +84,44 @@ class ArgumentCodec:
         except pydantic.ValidationError as error:
             raise InvalidArguments(f"{self.task}(): {describe(error)}") from None
 
+    def _plain(self, checked: dict[str, Any], only: set[str] | None = None) -> Any:
+        return self._serializer.to_python(checked, mode="json", warnings="error", include=only)
+
+    def _unwritable_field(self, checked: dict[str, Any]) -> str:
+        for name in checked:
+            try:
+                self._plain(checked, {name})
+            except (ValueError, TypeError, RecursionError):
+                return name
+        return "arguments"
+
 
 def describe(error: pydantic.ValidationError) -> str:
-    """Name each wrong field and what is wrong with it, without its value."""
+    """Name the wrong fields and what is wrong with them, without their values."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    return "; ".join(f"{'.'.join(map(str, p['loc'])) or 'arguments'}: {p['msg']}" for p in problems)
+    named = [
+        f"{_shortened('.'.join(map(str, problem['loc']))) or 'arguments'}: "
+        f"{_WITHOUT_VALUE.get(problem['type'], problem['msg'])}"
+        for problem in problems[:_PROBLEMS_NAMED]
+    ]
+    if len(problems) > _PROBLEMS_NAMED:
+        named.append(f"and {len(problems) - _PROBLEMS_NAMED:,} more")
+    return "; ".join(named)
 
 
 def to_json(owner: str, value: Any) -> str:
     """Write plain values as JSON that PostgreSQL and other readers keep whole. Raises InvalidArguments.
 
-    jsonb and text refuse NUL; JSON knows no NaN or Infinity; most readers hold integers in 64 bits.
+    jsonb and text refuse NUL; UTF-8 has no lone surrogates; JSON knows no NaN or Infinity; most readers hold
+    integers in 64 bits.
     """
     _refuse_faults(owner, value)
     data = pydantic_core.to_json(value)
     if len(data) > ARGS_LIMIT:
         raise InvalidArguments(
-            f"{owner}(): arguments take {len(data):,} bytes of JSON, the limit is {ARGS_LIMIT:,}; "
-            "store the data and pass its id"
+            f"{owner}: takes {len(data):,} bytes of JSON, the limit is {ARGS_LIMIT:,}; store the data and pass its id"
         )
     return data.decode()
-
-
-def _unwritable_field(given: Mapping[str, Any]) -> str:
-    for name, value in given.items():
-        try:
-            pydantic_core.to_json(value)
-        except (ValueError, TypeError, RecursionError):
-            return name
-    return "arguments"
-
-
-def _shortened(path: str) -> str:
-    return path if len(path) <= 60 else f"{path[:57]}..."
 
 
 class _Fault(NamedTuple):
@@ -112,35 +130,45 @@ class _Fault(NamedTuple):
 
 
 def _refuse_faults(owner: str, value: Any) -> None:
-    for fault in _faults(value):
-        raise InvalidArguments(f"{owner}(): {_shortened(fault.path)}: {fault.problem}")
+    fault = _fault(value)
+    if fault is not None:
+        raise InvalidArguments(f"{owner}: {_shortened(fault.path)}: {fault.problem}")
 
 
-def _faults(value: Any, path: str = "", depth: int = 0) -> list[_Fault]:
+def _fault(value: Any, path: str = "", depth: int = 0) -> _Fault | None:
     """The first thing in `value` that cannot be kept, with the path that leads to it."""
     kind = type(value)
     if kind in _CONTAINERS:
-        if depth >= NESTING_LIMIT:
-            return [_Fault(path, f"nested deeper than {NESTING_LIMIT} levels")]
-        for name, item in value.items() if kind is dict else enumerate(value):
-            at = f"{path}.{name}" if path else str(name)
-            if faults := _faults(item, at, depth + 1) or (_scalar_faults(name, path) if kind is dict else []):
-                return faults
-        return []
-    return _scalar_faults(value, path)
+        return _fault_inside(value, path, depth + 1)
+    if kind in _PROBLEMS:
+        problem = _PROBLEMS[kind](value)
+        return _Fault(path, problem) if problem else None
+    if isinstance(value, pydantic.BaseModel):
+        return _fault_inside(value.__dict__, path, depth + 1)
+    return None
 
 
-def _scalar_faults(value: Any, path: str) -> list[_Fault]:
-    problem = _PROBLEMS.get(type(value), _no_problem)(value)
-    return [_Fault(path, problem)] if problem else []
-
-
-def _no_problem(value: Any) -> str | None:
+def _fault_inside(container: Any, path: str, depth: int) -> _Fault | None:
+    if depth > NESTING_LIMIT:
+        return _Fault(path, f"nested deeper than {NESTING_LIMIT} levels")
+    is_mapping = isinstance(container, dict)
+    for name, item in container.items() if is_mapping else enumerate(container):
+        fault = _fault(name, f"a key of {path or 'it'}", depth) if is_mapping else None
+        fault = fault or _fault(item, f"{path}.{name}" if path else str(name), depth)
+        if fault is not None:
+            return fault
     return None
 
 
 def _problem_of_str(value: str) -> str | None:
-    return "holds a NUL character, which PostgreSQL cannot store" if "\0" in value else None
+    if "\0" in value:
+        return "holds a NUL character, which PostgreSQL cannot store"
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "holds a lone surrogate, which is no character and has no UTF-8"
+    return None
 
 
 def _problem_of_int(value: int) -> str | None:
@@ -150,8 +178,11 @@ def _problem_of_int(value: int) -> str | None:
 
 
 def _problem_of_float(value: float) -> str | None:
-    finite = value - value == 0.0
-    return None if finite else "is not a finite number, and JSON has no other"
+    return None if math.isfinite(value) else "is not a finite number, and JSON has no other"
+
+
+def _problem_of_decimal(value: Decimal) -> str | None:
+    return None if value.is_finite() else "is not a finite number"
 
 
 _CONTAINERS = frozenset({dict, list, tuple, set, frozenset})
@@ -159,8 +190,27 @@ _PROBLEMS: dict[type, Callable[[Any], str | None]] = {
     str: _problem_of_str,
     int: _problem_of_int,
     float: _problem_of_float,
+    Decimal: _problem_of_decimal,
 }
+_WITHOUT_VALUE = {
+    # The application's own words, or pydantic's, that may repeat the value.
+    "value_error": "refused by its validator",
+    "assertion_error": "refused by its validator",
+    "union_tag_invalid": "its tag names none of the expected types",
+}
+
+
+def _reason(error: BaseException) -> str:
+    """What a serializer says, without the words of the application's own ones."""
+    first = _first_line(error)
+    if first.startswith("Error calling function"):
+        return "its own serializer failed"
+    return "is not of its annotated type" if first.startswith("Pydantic serializer warnings") else first
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= 60 else f"{path[:57]}..."

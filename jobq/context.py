@@ -22,13 +22,16 @@ from typing_extensions import TypeVar
 from .errors import AlreadyDone, ConfigurationError, TransactionUsed
 from .model import Job
 from .outbox.database import PoolTimeout
-from .outbox.settle import begin_complete
+from .outbox.settle import begin_complete, is_same_transaction
 
-S = TypeVar("S", default=Any)
+S_co = TypeVar("S_co", covariant=True, default=object)
+"""The application's state. Its default is not Any: mypy gives up on an overload whose argument holds one, and would
+let wrong calls of a task with a bare `Context` pass."""
 
 _TRIES_TO_BEGIN = 3
 _LOCK_NOT_AVAILABLE = "55P03"
 _SERIALIZATION = ("40001", "40P01")
+_FAILED_TRANSACTION = "25P02"
 
 
 class Completion(enum.Enum):
@@ -36,9 +39,7 @@ class Completion(enum.Enum):
 
     UNUSED = "unused"
     OPEN = "open"
-    UNDONE = "undone"
-    UNKNOWN = "unknown"
-    """COMMIT was sent and its answer is missing; the row tells."""
+    """It was entered, and how it ends is told by the row: even COMMIT may go without an answer."""
     COMMITTED = "committed"
 
 
@@ -58,10 +59,10 @@ class Run:
         self.completion = Completion.UNUSED
 
 
-class Context(Generic[S]):
+class Context(Generic[S_co]):
     """A running job, as its task sees it. `state` is what the application's lifespan yielded."""
 
-    def __init__(self, job: Job, run: Run, *, state: S, max_attempts: int, is_stopping: Callable[[], bool]):
+    def __init__(self, job: Job, run: Run, *, state: S_co, max_attempts: int, is_stopping: Callable[[], bool]):
         self._job = job
         self._run = run
         self._is_stopping = is_stopping
@@ -122,35 +123,46 @@ class Context(Generic[S]):
             raise ConfigurationError(f"task {self.task!r} is a plain function, and ctx.complete() needs `async def`")
         run.completion = Completion.OPEN
         async with AsyncExitStack() as stack:
-            session, transaction = await self._begin(stack, run.sessions)
-            try:
-                yield session
-            except BaseException:
-                run.completion = Completion.UNDONE
-                raise
-            if not transaction.is_active:
-                run.completion = Completion.UNKNOWN
-                raise TransactionUsed(
-                    f"task {self.task!r} ended the transaction of ctx.complete() itself: leave commit and rollback to it"
-                )
-            run.completion = Completion.UNKNOWN
+            session, transaction, xid = await self._begin(stack, run.sessions)
+            yield session
+            await self._check_still_open(session, transaction, xid)
             # Crash here: nothing is committed, the job runs again.
             await _unless_cancelled(transaction.__aexit__(None, None, None), lambda: self._note_commit())
             # Crash here: all is committed; the entry comes back, and its pre-read finds no row.
+
+    async def _check_still_open(self, session: AsyncSession, transaction: AsyncSessionTransaction, xid: str) -> None:
+        """Refuse to commit anything but what began with the DELETE of the row.
+
+        After a statement that failed, PostgreSQL answers COMMIT with a rollback and no error: a block that swallowed
+        such a failure would seem done, and run again and again.
+        """
+        is_open, cause = False, None
+        if transaction.is_active:
+            try:
+                is_open = await is_same_transaction(session, self._run.schema, xid)
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) != _FAILED_TRANSACTION:
+                    raise
+                cause = error
+        if not is_open:
+            raise TransactionUsed(
+                f"task {self.task!r}: the transaction of ctx.complete() was over before its block. Leave commit and "
+                "rollback to it, and put `async with session.begin_nested():` around a statement that may fail"
+            ) from cause
 
     def _note_commit(self) -> None:
         self._run.completion = Completion.COMMITTED
 
     async def _begin(
         self, stack: AsyncExitStack, sessions: async_sessionmaker[AsyncSession]
-    ) -> tuple[AsyncSession, AsyncSessionTransaction]:
+    ) -> tuple[AsyncSession, AsyncSessionTransaction, str]:
         """Open the transaction, and delete the row in it before anything else happens there (MUST)."""
         for attempt in range(1, _TRIES_TO_BEGIN + 1):
             inner = await stack.enter_async_context(AsyncExitStack())
             session = await inner.enter_async_context(sessions())
             transaction = await inner.enter_async_context(session.begin())
             try:
-                is_mine = await begin_complete(
+                xid = await begin_complete(
                     session, self._run.schema, (self._job.id, self._job.generation), worker=self._run.worker
                 )
             except PoolTimeout as error:
@@ -163,10 +175,9 @@ class Context(Generic[S]):
                     raise
                 await _rolled_back(inner, error)
                 continue
-            if not is_mine:
-                self._run.completion = Completion.UNDONE
+            if xid is None:
                 raise AlreadyDone(f"job {self._job.id} is no longer this run's: completed, cancelled or rescheduled")
-            return session, transaction
+            return session, transaction, xid
         raise AssertionError("unreachable")
 
 

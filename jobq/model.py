@@ -48,8 +48,11 @@ class Entry(NamedTuple):
             entry = cls(raw, UUID(hex=id_.decode("ascii")), int(generation), int(priority))
         except ValueError:
             return None
-        canonical = len(id_) == 32 and 1 <= entry.generation <= _LARGEST_GENERATION
-        return entry if canonical and entry.priority in PRIORITIES else None
+        if not 1 <= entry.generation <= _LARGEST_GENERATION or entry.priority not in PRIORITIES:
+            return None
+        # Python reads ` 1`, `+1` and `01` as numbers too, and the scripts do not.
+        canonical = cls.of(*entry[1:]).raw
+        return entry if raw == canonical or raw.startswith(canonical + b":") else None
 
     @property
     def key(self) -> tuple[UUID, int]:

@@ -8,7 +8,12 @@ from datetime import timedelta
 
 def seconds(value: float | timedelta, name: str) -> float:
     """Turn a public duration (float seconds or timedelta) into float seconds, refusing what is none."""
-    number = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    if not isinstance(value, (int, float, timedelta)) or isinstance(value, bool):
+        raise TypeError(f"{name} is float seconds or a timedelta, not {type(value).__name__}")
+    try:
+        number = value.total_seconds() if isinstance(value, timedelta) else float(value)
+    except OverflowError:  # an int beyond every float
+        number = math.inf
     if not math.isfinite(number) or number < 0:
         raise ValueError(f"{name} is a duration of 0 seconds or more, not {value!r}")
     return number

@@ -13,6 +13,11 @@ from .errors import ConfigurationError
 LONGEST_DELAY_S = 365 * 86_400.0
 
 
+def is_attempt_limit(value: object) -> bool:
+    """Whether `value` can be a number of attempts: PostgreSQL keeps it in a smallint."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 32_767
+
+
 def default_delay(attempt: int, error: BaseException) -> float:
     """Seconds until the next attempt: attempt**4 + 15, a tenth more or less. 25 attempts take about 20 days.
 
@@ -35,11 +40,13 @@ class RetryPolicy:
     never: tuple[type[Exception], ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_attempts <= 32_767:
-            raise ConfigurationError(f"RetryPolicy(max_attempts={self.max_attempts}) must be 1 to 32767")
+        if not is_attempt_limit(self.max_attempts):
+            raise ConfigurationError(f"RetryPolicy(max_attempts={self.max_attempts!r}) must be an int of 1 to 32767")
         if not callable(self.delay):
             raise ConfigurationError("RetryPolicy(delay=...) takes a function of (attempt, error)")
-        if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in self.never):
+        if not isinstance(self.never, tuple) or not all(
+            isinstance(kind, type) and issubclass(kind, Exception) for kind in self.never
+        ):
             raise ConfigurationError("RetryPolicy(never=...) takes a tuple of exception classes")
 
     def verdict(

@@ -6,13 +6,14 @@ applications, app and the executor. Calls outbox.enqueue and codec.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, Concatenate, Generic, Protocol, TypeVar, overload
 
@@ -20,12 +21,12 @@ from typing_extensions import ParamSpec
 
 from .codec import ArgumentCodec, to_json
 from .context import Context
-from .errors import ConfigurationError, InvalidArguments
+from .errors import ConfigurationError, InvalidArguments, JobqError
 from .model import PRIORITIES, Enqueued, Intent
 from .outbox.enqueue import enqueue
 from .outbox.statement import Transaction
 from .outcomes import seconds
-from .retry import RetryPolicy
+from .retry import RetryPolicy, is_attempt_limit
 
 Q = ParamSpec("Q")
 P = ParamSpec("P")
@@ -34,6 +35,8 @@ T = TypeVar("T")
 
 QUEUE_NAME = re.compile(r"[a-z0-9_.-]{1,64}")
 _LONGEST_KEY = 500
+_LONGEST_NAME = 128
+"""Both together must fit an entry of a PostgreSQL index, 2,704 bytes at four a character."""
 _LONGEST_DELAY_S = 100 * 365 * 86_400.0
 
 
@@ -80,9 +83,13 @@ class Task(Generic[Q, P, T]):
         self.is_async = inspect.iscoroutinefunction(function)
         self._schema = schema
         self._options = Options()
+        self._registered = self
         self._signature = inspect.signature(function)
+        for known_as in (name, *aliases):
+            _refuse_bad_name(known_as)
+        _refuse_generator(name, function)
         _refuse_odd_parameters(name, self._signature)
-        _refuse_bad_queue(f"task {name!r}", queue)
+        _refuse_bad_queue(f"task {name!r}", queue, ConfigurationError)
         self.__name__ = getattr(function, "__name__", name)
         self.__qualname__ = getattr(function, "__qualname__", name)
         self.__doc__ = function.__doc__
@@ -155,9 +162,13 @@ class Task(Generic[Q, P, T]):
         task._options = options
         return task
 
-    @cached_property
+    @property
     def codec(self) -> ArgumentCodec:
         """Built at first use, when the annotations can be resolved. Raises ConfigurationError."""
+        return self._registered._codec  # that of the task itself, not one for every result of opts()
+
+    @cached_property
+    def _codec(self) -> ArgumentCodec:
         parameters = dict(self._signature.parameters)
         if self.takes_context:
             parameters.pop(next(iter(parameters)))
@@ -172,14 +183,13 @@ class Task(Generic[Q, P, T]):
 
     @cached_property
     def _hints(self) -> dict[str, Any]:
-        annotations = dict(inspect.get_annotations(self.function))
-        annotations.pop("return", None)
-        names = getattr(self.function, "__globals__", {})
+        function = inspect.unwrap(self.function)
+        names = getattr(function, "__globals__", {})
         try:
+            annotations = dict(inspect.get_annotations(function))
+            annotations.pop("return", None)
             shape = type("parameters", (), {"__annotations__": annotations})
-            return typing.get_type_hints(
-                shape, globalns=dict(names), localns=_closure(self.function), include_extras=True
-            )
+            return typing.get_type_hints(shape, globalns=dict(names), localns=_closure(function), include_extras=True)
         except (NameError, TypeError, SyntaxError) as error:
             raise ConfigurationError(
                 f"task {self.name!r}: its annotations cannot be resolved ({error}); "
@@ -203,10 +213,22 @@ class TaskDecorator(Protocol):
 
 
 def _closure(function: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return dict(inspect.getclosurevars(function).nonlocals)
-    except TypeError:
-        return {}
+    found = {}
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
+        with contextlib.suppress(ValueError):  # a variable that is not assigned yet
+            found[name] = cell.cell_contents
+    return found
+
+
+def _refuse_bad_name(name: str) -> None:
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+        raise ConfigurationError(f"task {name!r}: a name is 1 to {_LONGEST_NAME} printable characters; give name='...'")
+
+
+def _refuse_generator(name: str, function: Callable[..., Any]) -> None:
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(f"task {name!r}: calling a generator function runs nothing; remove its `yield`")
 
 
 def _refuse_odd_parameters(name: str, signature: inspect.Signature) -> None:
@@ -218,22 +240,20 @@ def _refuse_odd_parameters(name: str, signature: inspect.Signature) -> None:
             )
 
 
-def _refuse_bad_queue(owner: str, queue: str) -> None:
+def _refuse_bad_queue(owner: str, queue: str, error: type[JobqError]) -> None:
     if not isinstance(queue, str) or not QUEUE_NAME.fullmatch(queue):
-        raise ConfigurationError(
-            f"{owner}: queue {queue!r} must be 1 to 64 characters of a-z, 0-9, underscore, dot and hyphen"
-        )
+        raise error(f"{owner}: queue {queue!r} must be 1 to 64 characters of a-z, 0-9, underscore, dot and hyphen")
 
 
 def _refuse_bad_options(name: str, options: Options) -> None:
     owner = f"{name}.opts()"
     if options.queue is not None:
-        _refuse_bad_queue(owner, options.queue)
-    if options.priority not in PRIORITIES or isinstance(options.priority, bool):
+        _refuse_bad_queue(owner, options.queue, InvalidArguments)
+    if type(options.priority) is not int or options.priority not in PRIORITIES:
         raise InvalidArguments(f"{owner}: priority is 1 (first) to 4, not {options.priority!r}")
     if options.delay_s is not None and options.run_at is not None:
         raise InvalidArguments(f"{owner}: give delay or run_at, not both")
-    if options.max_attempts is not None and not 1 <= options.max_attempts <= 32_767:
+    if options.max_attempts is not None and not is_attempt_limit(options.max_attempts):
         raise InvalidArguments(f"{owner}: max_attempts is 1 to 32767, not {options.max_attempts!r}")
     if options.timeout_s is not None and options.timeout_s <= 0:
         raise InvalidArguments(f"{owner}: timeout must be more than 0 seconds")
@@ -253,15 +273,19 @@ def _duration(name: str, option: str, value: float | timedelta) -> float:
 
 
 def _checked_time(name: str, value: datetime | None) -> datetime | None:
-    if value is not None and (not isinstance(value, datetime) or value.tzinfo is None):
+    if value is None:
+        return None
+    if not isinstance(value, datetime) or value.utcoffset() is None:
         raise InvalidArguments(f"{name}.opts(): run_at is a datetime with a time zone, not {value!r}")
-    return value
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidArguments(f"{name}.opts(): run_at is outside the years 1 to 9999 UTC") from None
 
 
 def _headers_json(name: str, headers: Mapping[str, str]) -> str:
-    if not all(isinstance(key, str) and isinstance(value, str) for key, value in headers.items()):
+    if not isinstance(headers, Mapping) or not all(
+        type(key) is str and type(value) is str for key, value in headers.items()
+    ):
         raise InvalidArguments(f"{name}.opts(): headers map strings to strings")
-    try:
-        return to_json(f"{name}.opts(headers=...)", dict(headers))
-    except ValueError as error:
-        raise InvalidArguments(f"{name}.opts(): headers: {error}") from None
+    return to_json(f"{name}.opts(headers=...)", dict(headers))

@@ -14,8 +14,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import redis
 import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.retry import Retry
 
 from ..errors import ConfigurationError
 
@@ -48,15 +50,22 @@ UNAVAILABLE: tuple[type[Exception], ...] = (
 TROUBLE: tuple[type[Exception], ...] = (*UNAVAILABLE, ResponseError)
 """Also what a script raises over keys that somebody else wrote to; the keys are mended by then."""
 
+CALL_TIMEOUT_S = 5.0
+"""Longest wait for one reply; then the connection is dropped and the outcome is unknown."""
 SYNC_TIMEOUT_S = 3.0
 _SCHEMES = ("redis", "rediss", "unix")
+_REFUSED = {
+    "protocol": "it changes the shape of replies",
+    "decode_responses": "replies are bytes",
+    "socket_timeout": "jobq has its own deadlines",
+}
 
 
 def connect(url: str) -> AsyncClient:
     """Make a client for one process. Opens nothing yet. Raises ConfigurationError for a bad URL."""
     return redis.asyncio.Redis.from_url(
         _checked(url),
-        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
+        retry=AsyncRetry(NoBackoff(), 0),
         socket_timeout=None,
         socket_connect_timeout=None,
         encoding_errors="surrogateescape",
@@ -68,7 +77,7 @@ def connect_sync(url: str) -> redis.Redis:
     """Make the heartbeat thread's client: one connection, SYNC_TIMEOUT_S for each call."""
     return redis.Redis.from_url(
         _checked(url),
-        retry=redis.retry.Retry(NoBackoff(), 0),
+        retry=Retry(NoBackoff(), 0),
         socket_timeout=SYNC_TIMEOUT_S,
         socket_connect_timeout=SYNC_TIMEOUT_S,
         encoding_errors="surrogateescape",
@@ -78,7 +87,8 @@ def connect_sync(url: str) -> redis.Redis:
 
 async def check_server(client: AsyncClient) -> dict[str, Any]:
     """Say loudly what makes this server unfit. Returns version, eviction policy and persistence as found."""
-    info = await client.info()
+    async with asyncio.timeout(CALL_TIMEOUT_S):
+        info = await client.info()
     policy = info.get("maxmemory_policy", "unknown")
     if policy != "noeviction" and info.get("maxmemory", 0):
         log.error(
@@ -104,8 +114,8 @@ def _checked(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES:
         raise ConfigurationError(f"the Redis URL must begin with redis://, rediss:// or unix://, not {parts.scheme}://")
-    if "protocol" in parse_qs(parts.query):
-        raise ConfigurationError("take `protocol` out of the Redis URL: it changes the shape of replies")
+    for name in _REFUSED.keys() & parse_qs(parts.query, keep_blank_values=True).keys():
+        raise ConfigurationError(f"take `{name}` out of the Redis URL: {_REFUSED[name]}")
     return url
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -19,16 +21,15 @@ import redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from ..model import Entry
-from .client import AsyncClient
+from .client import CALL_TIMEOUT_S, AsyncClient
 from .keys import Keys, queue_names
 
 log = logging.getLogger(__name__)
 
-CALL_TIMEOUT_S = 5.0
-"""Longest wait for one reply; then the connection is dropped and the outcome is unknown."""
-
 ADOPT_TOKEN = "*"  # noqa: S105
 """Expected token of a relay that does not know what was there before."""
+
+_GENERATION = re.compile(rb"[1-9][0-9]{0,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +59,15 @@ class Script:
     """One Lua file, sent by its hash."""
 
     def __init__(self, name: str):
-        self.source = resources.files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+        self.source = resources.files("jobq.broker").joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     async def run(self, client: AsyncClient, keys: Sequence[str], args: Iterable[Any]) -> Any:
-        """Run within CALL_TIMEOUT_S."""
         words = [*keys, *args]
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            try:
-                return await client.evalsha(self.sha, len(keys), *words)
-            except NoScriptError:
-                return await client.eval(self.source, len(keys), *words)
+        try:
+            return await client.evalsha(self.sha, len(keys), *words)
+        except NoScriptError:
+            return await client.eval(self.source, len(keys), *words)
 
     def run_sync(self, client: redis.Redis, keys: Sequence[str], args: Iterable[Any]) -> Any:
         words = [*keys, *args]
@@ -165,43 +164,42 @@ class Broker:
         reply = await self._run("sweep", queue, names, [worker, seen, *pairs])
         return None if reply[0] < 0 else (reply[0], reply[1])
 
+    async def mend(self, queue: str, names: Sequence[str] = ()) -> None:
+        """Remove the keys of a queue, and `names`, that have another type than jobq gives them. See mend.lua."""
+        types = _types(self.keys(queue), names)
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            removed = await script("mend").run(self.client, list(types), types.values())
+        _report_mended(queue, removed)
+
     async def count(self, queue: str, counter: str, by: int = 1) -> None:
         """Count something that no script counts."""
-        async with asyncio.timeout(CALL_TIMEOUT_S):
+        async with self._careful(queue):
             await self.client.hincrby(self.keys(queue).stats, counter, by)
 
     async def known(self, queue: str, ids: Sequence[UUID]) -> list[int]:
-        """The generation Redis knows of each id; 0 for none."""
-        keys = self.keys(queue)
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            try:
-                found = await self.client.hmget(keys.known, [id_.hex for id_ in ids])
-            except ResponseError as error:
-                await self._mend(queue, [], error)
-                raise
-        return [int(value) if value is not None and value.isdigit() else 0 for value in found]
+        """The generation Redis knows of each id; 0 for none, and for what no script of ours wrote."""
+        async with self._careful(queue):
+            found = await self.client.hmget(self.keys(queue).known, [id_.hex for id_ in ids])
+        return list(map(_generation, found))
 
     async def beats(self, queue: str) -> dict[str, bytes]:
         """Each worker's counter as Redis holds it; empty for a worker that has a name there and no counter."""
         keys = self.keys(queue)
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            try:
-                counters, names = await asyncio.gather(self.client.hgetall(keys.beats), self.client.hkeys(keys.workers))
-            except ResponseError as error:
-                await self._mend(queue, [], error)
-                raise
+        async with self._careful(queue):
+            counters, names = await asyncio.gather(self.client.hgetall(keys.beats), self.client.hkeys(keys.workers))
         silent = {name: b"" for name in names if name not in counters}
         return {_text(name): counter for name, counter in (counters | silent).items()}
 
     async def working(self, queue: str, worker: str) -> list[bytes]:
         """The entries in a worker's working list, as they stand."""
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            found: list[bytes] = await self.client.lrange(self.keys(queue).working(worker), 0, -1)
+        working = self.keys(queue).working(worker)
+        async with self._careful(queue, [working]):
+            found: list[bytes] = await self.client.lrange(working, 0, -1)
         return found
 
     async def token(self, queue: str) -> bytes | None:
         """What the relay left at its last push."""
-        async with asyncio.timeout(CALL_TIMEOUT_S):
+        async with self._careful(queue):
             token: bytes | None = await self.client.get(self.keys(queue).relay)
         return token
 
@@ -209,26 +207,31 @@ class Broker:
         """Add queue names to the hint that sweepers and `status` read."""
         names = list(queues)
         if names:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
+            async with self._careful(None):
                 await self.client.sadd(queue_names(self.database_id), *names)
 
     async def queues(self) -> set[str]:
         """Queue names anybody announced."""
-        async with asyncio.timeout(CALL_TIMEOUT_S):
+        async with self._careful(None):
             names = await self.client.smembers(queue_names(self.database_id))
         return {_text(name) for name in names}
 
     async def _run(self, name: str, queue: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
-        try:
+        async with self._careful(queue, keys):
             return await script(name).run(self.client, keys, args)
-        except ResponseError as error:
-            await self._mend(queue, keys, error)
-            raise
 
-    async def _mend(self, queue: str, names: Sequence[str], error: ResponseError) -> None:
-        if _is_wrong_type(error):
-            types = _types(self.keys(queue), names)
-            _report_mended(queue, await script("mend").run(self.client, list(types), types.values()))
+    @asynccontextmanager
+    async def _careful(self, queue: str | None, names: Sequence[str] = ()) -> AsyncIterator[None]:
+        """Call Redis within CALL_TIMEOUT_S; what it finds to be of a wrong type is removed before it raises."""
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                yield
+        except ResponseError as error:
+            if _is_wrong_type(error) and queue is not None:
+                await self.mend(queue, names)
+            elif _is_wrong_type(error):
+                await self.client.delete(queue_names(self.database_id))
+            raise
 
 
 def beat(
@@ -258,6 +261,12 @@ def beat(
     return Beat(bool(reply[0]), *lists)
 
 
+def _generation(value: bytes | None) -> int:
+    """A value of `known`, read as the scripts read it."""
+    number = int(value) if value is not None and _GENERATION.fullmatch(value) else 0
+    return number if number < 2**31 else 0
+
+
 def _is_wrong_type(error: ResponseError) -> bool:
     return "WRONGTYPE" in str(error)
 
@@ -270,10 +279,11 @@ def _types(keys: Keys, names: Iterable[str]) -> dict[str, str]:
 
 
 def _report_mended(queue: str, removed: int) -> None:
-    log.error(
-        "removed redis keys of a wrong type: somebody else writes into this name space",
-        extra={"fields": {"queue": queue, "removed": removed}},
-    )
+    if removed:
+        log.error(
+            "removed redis keys of a wrong type: somebody else writes into this name space",
+            extra={"fields": {"queue": queue, "removed": removed}},
+        )
 
 
 def _raw(entries: Iterable[Entry | bytes]) -> list[bytes]:

@@ -102,12 +102,14 @@ def _unreachable(error: Exception) -> str | None:
         return REDIS
     if _sqlstate(error).startswith(_UNREACHABLE_STATES):
         return POSTGRESQL
-    # asyncpg lets the operating system's errors through; those of an application's own files are not meant.
-    if isinstance(error, OSError) and any(
-        frame.f_globals.get("__name__", "").startswith(("asyncpg.", "jobq.outbox."))
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    ):
-        return POSTGRESQL
+    # asyncpg lets the operating system's errors through; those of an application's own files are not meant. A
+    # deadline that passed is one of them, for Redis too.
+    if isinstance(error, OSError):
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if any(module.startswith("jobq.broker.") for module in modules):
+            return REDIS
+        if any(module.startswith(("asyncpg.", "jobq.outbox.")) for module in modules):
+            return POSTGRESQL
     return None
 
 

@@ -28,12 +28,12 @@ def set_up(log_format: str, level: str, stream: TextIO | None = None) -> None:
 
     Before the application is imported: where it sets up logging itself, it has the last word.
     """
-    stream = stream or sys.stderr
-    handler = logging.StreamHandler(stream)
-    if log_format == "json" or (log_format == "auto" and not stream.isatty()):
+    target: TextIO = stream or sys.stderr
+    handler = logging.StreamHandler(target)
+    if log_format == "json" or (log_format == "auto" and not target.isatty()):
         handler.setFormatter(JsonFormatter())
     else:
-        handler.setFormatter(TextFormatter(color=stream.isatty() and not os.environ.get("NO_COLOR")))
+        handler.setFormatter(TextFormatter(color=target.isatty() and not os.environ.get("NO_COLOR")))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     # It narrates every step of its own; jobq.migrate says the same in one line.
     logging.getLogger("alembic").setLevel(logging.WARNING)

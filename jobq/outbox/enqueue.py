@@ -6,9 +6,8 @@ connection and never touches Redis. Called by task and app. Calls statement.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
@@ -18,6 +17,9 @@ from ..model import Enqueued, Intent, new_job_id
 from .statement import Statement, Transaction
 
 ROWS_PER_STATEMENT = 10_000
+CHARACTERS_PER_STATEMENT = 32 * 1024 * 1024
+
+_Row: TypeAlias = tuple[UUID, Intent]
 
 _enqueue = Statement("enqueue")
 _enqueue_many = Statement("enqueue_many")
@@ -27,7 +29,7 @@ async def enqueue(tx: Transaction, intent: Intent, *, schema: str) -> Enqueued:
     """Write one intent. Raises NotInTransaction before anything is written."""
     if intent.idempotency_key is not None:
         return (await enqueue_many(tx, [intent], schema=schema))[0]
-    driver = await _require_transaction(tx)
+    driver = await require_transaction(tx)
     job_id = new_job_id()
     await _enqueue.on(
         tx,
@@ -52,41 +54,45 @@ async def enqueue_many(tx: Transaction, intents: Sequence[Intent], *, schema: st
 
     Raises NotInTransaction before anything is written.
     """
-    driver = await _require_transaction(tx)
-    answers: list[Enqueued] = []
-    remaining = iter(intents)
-    while chunk := list(islice(remaining, ROWS_PER_STATEMENT)):
-        answers += await _write_chunk(tx, chunk, schema)
-    _still_in_transaction(driver)
-    return answers
-
-
-async def _write_chunk(tx: Transaction, intents: list[Intent], schema: str) -> list[Enqueued]:
-    firsts: dict[tuple[str, str], UUID] = {}
-    rows: list[tuple[UUID, Intent]] = []
-    ids: list[UUID] = []
+    driver = await require_transaction(tx)
+    if not intents:
+        return []
+    first_of: dict[tuple[str, str] | UUID, UUID] = {}
+    rows: list[_Row] = []
+    asked: list[tuple[UUID, UUID]] = []
     for intent in intents:
         job_id = new_job_id()
-        if intent.idempotency_key is not None:
-            # One statement cannot claim a key twice: the second intent with a key is the first one's job.
-            first = firsts.setdefault((intent.task, intent.idempotency_key), job_id)
-            if first != job_id:
-                ids.append(first)
-                continue
-        rows.append((job_id, intent))
-        ids.append(job_id)
-    claimed = await _enqueue_many.on(tx, schema, **_columns(rows))
-    taken = {asked: job_id for asked, job_id in claimed}
-    seen: set[UUID] = set()
-    answers = []
-    for asked in ids:
-        job_id = taken.get(asked, asked)
-        answers.append(Enqueued(job_id, created=job_id == asked and asked not in seen))
-        seen.add(asked)
-    return answers
+        key = (intent.task, intent.idempotency_key) if intent.idempotency_key is not None else job_id
+        # The second intent with a key is the first one's job: one statement cannot claim a key twice.
+        first = first_of.setdefault(key, job_id)
+        asked.append((job_id, first))
+        if first == job_id:
+            rows.append((job_id, intent))
+    # By key over the whole call: two transactions with the same keys then wait for each other, not in a ring.
+    rows.sort(key=lambda row: (row[1].task, row[1].idempotency_key or ""))
+    holder: dict[UUID, UUID] = {}
+    for statement in _statements(rows):
+        holder.update([(ours, theirs) for ours, theirs in await _enqueue_many.on(tx, schema, **_columns(statement))])
+    _still_in_transaction(driver)
+    return [
+        Enqueued(holder.get(first, first), created=job_id == first and first not in holder) for job_id, first in asked
+    ]
 
 
-def _columns(rows: list[tuple[UUID, Intent]]) -> dict[str, list[Any]]:
+def _statements(rows: list[_Row]) -> Iterator[list[_Row]]:
+    """Cut into what one statement takes: PostgreSQL refuses a parameter of 1 GB."""
+    statement: list[_Row] = []
+    size = 0
+    for row in rows:
+        size += len(row[1].args)
+        if len(statement) == ROWS_PER_STATEMENT or size > CHARACTERS_PER_STATEMENT:
+            yield statement
+            statement, size = [], len(row[1].args)
+        statement.append(row)
+    yield statement
+
+
+def _columns(rows: list[_Row]) -> dict[str, list[Any]]:
     intents = [intent for _, intent in rows]
     return {
         "ids": [job_id for job_id, _ in rows],
@@ -110,7 +116,7 @@ _REMEDY = (
 )
 
 
-async def _require_transaction(tx: Transaction) -> Any:
+async def require_transaction(tx: Transaction) -> Any:
     """Refuse a connection that would commit by itself; return the driver's connection for the guard."""
     if isinstance(tx, (AsyncSession, async_scoped_session)):
         connection = await tx.connection()

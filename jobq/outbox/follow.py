@@ -1,10 +1,12 @@
 """What the relay asks of PostgreSQL: new rows since a snapshot, rows that come due, pages of the walk.
 
-Invariant: reads only, but for the janitor's deletes at the end. Called by relay. Calls statement.
+Invariant: reads only, but for the janitor's deletes at the end; and every question that the relay's turn waits for
+has a deadline. Called by relay. Calls statement.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +19,10 @@ from .statement import Statement
 
 LEADER_LOCK = 0x6A6F6271  # "jobq": the first half of the advisory lock; the second is the hash of the schema
 
+ANSWER_TIMEOUT_S = 30.0
+"""A connection that says nothing for this long leads nowhere any more."""
+
+_keep_alive = Statement("keep_alive")
 _snapshot = Statement("snapshot")
 _poll = Statement("poll")
 _timers = Statement("timers")
@@ -66,9 +72,14 @@ class PageRow(NamedTuple):
     due: bool = True
 
 
+async def keep_alive(connection: asyncpg.Connection, schema: str) -> None:
+    """Let the server end this session, and its lock, soon after this machine is gone."""
+    await _ask(_keep_alive, connection, schema)
+
+
 async def take_snapshot(connection: asyncpg.Connection, schema: str) -> tuple[Snapshot, datetime]:
     """Where a relay begins, and the database's clock at that moment."""
-    ((xmax, xip, now),) = await _snapshot.on(connection, schema)
+    ((xmax, xip, now),) = await _ask(_snapshot, connection, schema)
     return Snapshot(xmax, xip), now
 
 
@@ -79,7 +90,7 @@ async def poll(
 
     A row is answered at least once by the polls that follow the commit that made it, however late that was.
     """
-    rows = await _poll.on(connection, schema, xmax=since.xmax, xip=since.xip, horizon=horizon, limit=limit)
+    rows = await _ask(_poll, connection, schema, xmax=since.xmax, xip=since.xip, horizon=horizon, limit=limit)
     snapshot = Snapshot(rows[0][0], rows[0][1])
     lists = [NewRows(*row[2:]) for row in rows if row[2] is not None]
     return snapshot, lists, sum(len(new.entries) for new in lists) >= limit
@@ -89,13 +100,13 @@ async def timers(
     connection: asyncpg.Connection, schema: str, *, after: datetime, horizon: datetime, limit: int
 ) -> list[Timer]:
     """Rows that come due after `after` and up to `horizon`, soonest first."""
-    rows = await _timers.on(connection, schema, after=after, horizon=horizon, limit=limit)
+    rows = await _ask(_timers, connection, schema, after=after, horizon=horizon, limit=limit)
     return [Timer._make(row) for row in rows]
 
 
 async def clock(connection: asyncpg.Connection, schema: str, *, ahead_s: float) -> datetime:
     """The database's clock, `ahead_s` seconds from now."""
-    ((at,),) = await _clock.on(connection, schema, ahead_s=ahead_s)
+    ((at,),) = await _ask(_clock, connection, schema, ahead_s=ahead_s)
     return at  # type: ignore[no-any-return]
 
 
@@ -103,26 +114,30 @@ async def page(
     connection: asyncpg.Connection, schema: str, *, after: UUID, overdue_s: float, limit: int
 ) -> list[PageRow]:
     """The next `limit` rows by id; `due` is true for rows that have been due for `overdue_s` seconds."""
-    return [
-        PageRow._make(row) for row in await _page.on(connection, schema, after=after, overdue_s=overdue_s, limit=limit)
-    ]
+    rows = await _ask(_page, connection, schema, after=after, overdue_s=overdue_s, limit=limit)
+    return [PageRow._make(row) for row in rows]
 
 
 async def reread(connection: asyncpg.Connection, schema: str, ids: Sequence[UUID]) -> list[PageRow]:
     """Those of `ids` that are still in the outbox and due, as they are now."""
-    return [PageRow(*row) for row in await _reread.on(connection, schema, ids=ids)]
+    return [PageRow(*row) for row in await _ask(_reread, connection, schema, ids=ids)]
 
 
 async def try_lead(connection: asyncpg.Connection, schema: str) -> bool:
     """Try for the leader's session lock, without waiting."""
-    ((leads,),) = await _try_lead.on(connection, schema, space=LEADER_LOCK, schema_name=schema)
+    ((leads,),) = await _ask(_try_lead, connection, schema, space=LEADER_LOCK, schema_name=schema)
     return bool(leads)
 
 
 async def end_leader(connection: asyncpg.Connection, schema: str) -> int:
     """End the sessions that hold the leader's lock. Works for sessions of the same role."""
-    ((ended,),) = await _end_leader.on(connection, schema, space=LEADER_LOCK, schema_name=schema)
+    ((ended,),) = await _ask(_end_leader, connection, schema, space=LEADER_LOCK, schema_name=schema)
     return int(ended)
+
+
+async def _ask(statement: Statement, connection: asyncpg.Connection, schema: str, **values: Any) -> Sequence[Any]:
+    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        return await statement.on(connection, schema, **values)
 
 
 async def tidy(connection: asyncpg.Connection, schema: str, *, dead_kept_s: float, limit: int) -> int:

@@ -1,20 +1,25 @@
 """One connection to PostgreSQL that a part of a process keeps for itself, opened again when it is lost.
 
+Invariant: a connection that saw an error, or took longer than DEADLINE_S, is not used again: its state is unknown.
 Called by worker. Calls database.
 """
 
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 
 from .database import Database
 
+DEADLINE_S = 30.0
+"""Longest use of the connection at a time. A network that swallows everything raises nothing by itself."""
+
 
 class Line:
-    """`async with line as connection:` one user at a time; any error closes it, since its state is unknown."""
+    """`async with line.open() as connection:` one user at a time."""
 
     def __init__(self, database: Database, schema: str, name: str):
         self._database = database
@@ -23,22 +28,18 @@ class Line:
         self._connection: asyncpg.Connection | None = None
         self._turn = asyncio.Lock()
 
-    async def __aenter__(self) -> asyncpg.Connection:
-        await self._turn.acquire()
-        try:
-            if self._connection is None or self._connection.is_closed():
-                self._connection = await self._database.connect(schema=self._schema, name=self._name)
-        except BaseException:
-            self._turn.release()
-            raise
-        return self._connection
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self._drop()
-        self._turn.release()
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[asyncpg.Connection]:
+        """Use the connection. Raises what Database.connect raises, and TimeoutError."""
+        async with self._turn:
+            try:
+                async with asyncio.timeout(DEADLINE_S):
+                    if self._connection is None or self._connection.is_closed():
+                        self._connection = await self._database.connect(schema=self._schema, name=self._name)
+                    yield self._connection
+            except BaseException:
+                self._drop()
+                raise
 
     async def close(self) -> None:
         """Close for good."""

@@ -13,12 +13,14 @@ from typing import NamedTuple
 from uuid import UUID
 
 from ..model import DeadJob, Job
+from .enqueue import require_transaction
 from .statement import Statement, Transaction
 
 _read = Statement("read")
 _complete = Statement("complete")
 _complete_one = Statement("complete_one")
 _begin_complete = Statement("begin_complete")
+_same_transaction = Statement("same_transaction")
 _reschedule = Statement("reschedule")
 _bury = Statement("bury")
 _crash = Statement("crash")
@@ -30,6 +32,9 @@ RunKey = tuple[UUID, int]
 
 IDLE_IN_COMPLETE_S = 300
 """An open `ctx.complete()` that does nothing for this long is rolled back by PostgreSQL."""
+LOCK_TIMEOUT_MS = 5_000
+"""How long `ctx.complete()` waits for the row of its job."""
+_END_BACKENDS_MS = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +89,25 @@ async def complete(tx: Transaction, schema: str, runs: Sequence[RunKey]) -> set[
     return {row[0] for row in rows}
 
 
-async def begin_complete(tx: Transaction, schema: str, run: RunKey, *, worker: str) -> bool:
+async def begin_complete(tx: Transaction, schema: str, run: RunKey, *, worker: str) -> str | None:
     """Complete one job inside the transaction of its effects: the row's DELETE comes before them (MUST).
 
-    False: the job is no longer this run's. Waits up to 5 s for a lock on the row (then error 55P03).
+    Returns the transaction's id; None: the job is no longer this run's. Waits LOCK_TIMEOUT_MS for a lock on the
+    row (then error 55P03). Raises NotInTransaction where the DELETE would be committed on its own.
     """
-    await _begin_complete.on(tx, schema, name=worker_session(worker), idle=f"{IDLE_IN_COMPLETE_S}s")
-    return bool(await _complete_one.on(tx, schema, id=run[0], generation=run[1]))
+    await require_transaction(tx)
+    await _begin_complete.on(
+        tx, schema, name=worker_session(worker), lock=f"{LOCK_TIMEOUT_MS}ms", idle=f"{IDLE_IN_COMPLETE_S}s"
+    )
+    for (xid,) in await _complete_one.on(tx, schema, id=run[0], generation=run[1]):
+        return str(xid)
+    return None
+
+
+async def is_same_transaction(tx: Transaction, schema: str, xid: str) -> bool:
+    """Whether COMMIT would commit what began with the DELETE. Raises error 25P02 where it would roll back."""
+    ((is_same,),) = await _same_transaction.on(tx, schema, xid=xid)
+    return bool(is_same)
 
 
 async def reschedule(tx: Transaction, schema: str, ends: Sequence[Reschedule]) -> set[UUID]:
@@ -135,6 +152,13 @@ async def standings(tx: Transaction, schema: str, ids: Iterable[UUID]) -> dict[U
 
 
 async def end_backends(tx: Transaction, schema: str, worker: str) -> int:
-    """End the sessions a dead worker left in `ctx.complete()`. Works for sessions of the same role."""
-    ((ended,),) = await _end_backends.on(tx, schema, name=worker_session(worker))
+    """End the sessions a dead worker left in `ctx.complete()`, and wait until they are gone.
+
+    As long as they hold the locks of its jobs, `crash` would pass those over. Works for sessions of the same role.
+    """
+    name = worker_session(worker)
+    ((ended,),) = await _end_backends.on(tx, schema, name=name, wait_ms=0)
+    if ended:
+        # All are told by now, so that the waits for one after the other come to no more than the longest.
+        await _end_backends.on(tx, schema, name=name, wait_ms=_END_BACKENDS_MS)
     return int(ended)

@@ -49,7 +49,7 @@ class Statement:
 
 @cache
 def _text(name: str, schema: str) -> str:
-    source = resources.files(__package__).joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
+    source = resources.files("jobq.outbox").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
     return _COMMENT.sub("\n", source).replace("{schema}", f'"{schema}"').strip()
 
 

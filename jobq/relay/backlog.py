@@ -129,6 +129,11 @@ class Repair:
     """Lists that this walk gave up; the backlog has them again."""
 
     @property
+    def is_given_up(self) -> bool:
+        """Whether nothing of it is left to this walk."""
+        return not self.everything and self.lists.keys() <= self.left
+
+    @property
     def start(self) -> UUID:
         return START if self.everything else min(self.lists.values())
 

@@ -12,13 +12,15 @@ import time
 
 import asyncpg
 
-from ..broker.client import UNAVAILABLE, check_server, connect
+from ..broker.client import TROUBLE, UNAVAILABLE, check_server, connect
 from ..broker.scripts import Broker
 from ..errors import ConfigurationError
+from ..migrate import check as check_tables
 from ..outage import Outage
 from ..outbox import follow
 from ..outbox.database import Database, is_unavailable
 from ..settings import RelaySettings
+from .push import ALWAYS_WATCHED
 from .relay import Leader
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ class Relay:
         self._settings = settings or RelaySettings()
         self._client = connect(redis_url)
         self._outage = Outage("postgresql", "relay")
+        self._has_checked = False
         self.is_leading = False
 
     async def check(self) -> None:
@@ -74,7 +77,20 @@ class Relay:
             connection.terminate()
 
     async def _connect(self) -> asyncpg.Connection:
-        return await self._database.connect(schema=self._schema, name="jobq:relay")
+        connection = await self._database.connect(schema=self._schema, name="jobq:relay")
+        try:
+            await self._check_tables(connection)
+            await follow.keep_alive(connection, self._schema)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    async def _check_tables(self, connection: asyncpg.Connection) -> None:
+        """Once: a newer release may bring its tables while the relays of this one still serve."""
+        if not self._has_checked:
+            await check_tables(connection, self._schema)
+            self._has_checked = True
 
     def _trouble(self, error: Exception) -> float:
         """Report what broke; returns the seconds to wait."""
@@ -94,7 +110,8 @@ async def stand_by(
     """Wait until this relay leads (True) or is to stop (False).
 
     The leader moves a token at least once a second. When none moved for `takeover_after` seconds of this
-    process's own clock, and Redis could be read all the while, the leader's session is ended.
+    process's own clock, though Redis could be read all the while and written to in the end, the leader's session
+    is ended.
     """
     watched: dict[str, bytes | None] = {}
     still_since = time.monotonic()
@@ -104,7 +121,7 @@ async def stand_by(
         tokens = await _read_tokens(broker)
         if tokens is None or tokens != watched:
             watched, still_since = tokens or {}, time.monotonic()
-        elif time.monotonic() - still_since > settings.takeover_after:
+        elif time.monotonic() - still_since > settings.takeover_after and await _takes_writes(broker):
             ended = await follow.end_leader(connection, schema)
             log.warning("ended a leader that did nothing", extra={"fields": {"sessions": ended}})
             still_since = time.monotonic()
@@ -128,5 +145,14 @@ async def pause(stopping: asyncio.Event, seconds: float) -> None:
 async def _read_tokens(broker: Broker) -> dict[str, bytes | None] | None:
     try:
         return {queue: await broker.token(queue) for queue in await broker.queues()}
-    except UNAVAILABLE:
+    except TROUBLE:
         return None
+
+
+async def _takes_writes(broker: Broker) -> bool:
+    """Whether a leader could have moved its token: not in a Redis that is full or read-only."""
+    try:
+        await broker.announce([ALWAYS_WATCHED])
+    except TROUBLE:
+        return False
+    return True

@@ -1,9 +1,11 @@
 """Reliable push: entries reach Redis, or the relay knows that they may not have.
 
 1. Each queue has a token in Redis, compared and replaced by every push: another token there means that Redis
-   lost data, or that another relay pushes.
+   lost data, or that another relay pushes. A relay that does not know the token pushes nothing before it has met
+   the queue, by an empty push that takes any token.
 2. A push without an answer is sent again with the same two tokens, and so changes nothing if it had arrived.
-3. What was not pushed is marked in the backlog; the walk brings it later.
+3. A queue that refused a push is left alone until the relay is known to lead still.
+4. What was not pushed is marked in the backlog; the walk brings it later.
 
 Called by relay and walk. Calls broker and backlog.
 """
@@ -41,6 +43,7 @@ class ReliablePush:
         self._sequence = count(1)
         self._tokens = {ALWAYS_WATCHED: ADOPT_TOKEN}
         self._unanswered: dict[str, str] = {}
+        self._refused: set[str] = set()
         self._outage = Outage("redis", "relay")
 
     @property
@@ -65,6 +68,7 @@ class ReliablePush:
 
         What was not sent is marked in the backlog.
         """
+        await self.meet(queue)
         limit = self._settings.ready_limit if limit is None else limit
         sent = 0
         while sent < len(entries):
@@ -77,27 +81,35 @@ class ReliablePush:
                 break
             sent += len(chunk)
         if sent < len(entries):
-            self._backlog.mark(queue, priority, before=_id_of(entries[sent]))
+            self.leave(queue, priority, entries[sent:])
         return sent
 
-    def watch(self, queue: str) -> None:
-        """Look after a queue's token, whether or not there is something to push."""
-        self._tokens.setdefault(queue, ADOPT_TOKEN)
-
     def leave(self, queue: str, priority: int, entries: Sequence[str]) -> None:
-        """Leave entries of a full list to the walk, which keeps them in order."""
-        self.watch(queue)
-        self._backlog.mark(queue, priority, before=_id_of(entries[0]))
+        """Leave entries to the walk, whatever their order."""
+        self._backlog.mark(queue, priority, before=min(map(_id_of, entries)))
+
+    async def meet(self, queue: str) -> None:
+        """Touch a queue whose token is not known: from then on a loss is noticed, and the lengths are known."""
+        if self._tokens.setdefault(queue, ADOPT_TOKEN) == ADOPT_TOKEN:
+            await self.touch(queue)
 
     async def touch(self, queue: str) -> None:
         """Push nothing: finds a loss, learns the lengths, and rings for whoever slept through a bell."""
         await self._send(queue, [], "pushed")
 
+    def confirm_leadership(self) -> None:
+        """The leader's connection has answered, so its lock holds: who refused a push was no new leader."""
+        self._refused.clear()
+
     async def announce(self) -> None:
-        """Tell sweepers and `status` which queues there are."""
+        """Tell sweepers and `status` which queues there are, and mend what somebody else wrote into them."""
         try:
             await self._broker.announce(self._tokens)
-        except UNAVAILABLE as error:
+            for queue in self._tokens:
+                await self._broker.mend(queue)
+        except OutOfMemoryError:
+            pass  # a hint, and full Redis takes none
+        except TROUBLE as error:
             self._outage.begin(error)
 
     def note_trouble(self, error: Exception) -> None:
@@ -105,15 +117,15 @@ class ReliablePush:
         self._outage.begin(error)
 
     async def _send(self, queue: str, entries: Sequence[str], counter: str) -> bool:
-        if self.is_away:
-            return False
         expected = self._tokens.setdefault(queue, ADOPT_TOKEN)
+        if self.is_away or queue in self._refused or (entries and expected == ADOPT_TOKEN):
+            return False
         token = self._unanswered.setdefault(queue, f"{self._epoch}:{next(self._sequence)}")
         try:
             answer = await self._send_repeatedly(queue, entries, expected, token, counter)
             if answer is None:
-                await self._adopt(queue)
-                return await self._send(queue, entries, counter)
+                await self._note_refusal(queue)
+                return False
         except OutOfMemoryError:
             self._backlog.refuse(queue)
             return False
@@ -139,9 +151,10 @@ class ReliablePush:
                     raise
         raise AssertionError("unreachable")
 
-    async def _adopt(self, queue: str) -> None:
-        """Redis lost its data, or another relay pushes: take what is there, and have the walk repair the queue."""
+    async def _note_refusal(self, queue: str) -> None:
+        """Redis lost its data, or another relay pushes: take what is there later, and have the walk repair it."""
         log.warning("redis lost data, rebuilding", extra={"fields": {"queue": queue}})
+        self._refused.add(queue)
         self._tokens[queue] = ADOPT_TOKEN
         self._unanswered.pop(queue, None)
         # Workers first say what they run, or it would all run twice.

@@ -90,7 +90,10 @@ class Leader:
             limit=self._settings.poll_limit,
         )
         # The snapshot has moved on: from here each row is pushed, or held, or marked for the walk.
+        self._push.confirm_leadership()
         if is_cut:
+            # Before the walk: what is not due when it looks must be read by the timers.
+            await self._timers.look_again()
             self._backlog.mark_all()
         for new in lists:
             await self._push_new(new)

@@ -1,8 +1,9 @@
 """Timers: jobs that come due soon, held in memory and pushed on time.
 
 Invariant: the horizon moves only between two polls, and before it moves the rows up to the new one are read;
-so a row due later is in this heap, or beyond the horizon, or answered by the next poll. Durations come from the
-database's clock and are counted on this process's monotonic one. Called by relay. Calls outbox.follow.
+so a row due later is in this heap, or beyond the horizon, or answered by the next poll. Where a limit cut rows
+off, the walk brings those that are due by then, and the next look the others. Durations come from the database's
+clock and are counted on this process's monotonic one. Called by relay. Calls outbox.follow.
 """
 
 from __future__ import annotations
@@ -51,9 +52,18 @@ class Timers:
         if len(found) == limit:
             # More than fit in memory: go on from the last one, and let the walk bring those due with it.
             horizon = found[-1].run_at
-            self._crowded_at = now + max(found[-1].delay_s, 0.0)
+            self._crowded_at = time.monotonic() + max(found[-1].delay_s, 0.0)
         self.horizon = horizon
         self._next_look = now + ahead_s / 2
+
+    async def look_again(self) -> None:
+        """Have everything that is not due yet read anew before the next poll, which may have been cut short.
+
+        Called between that poll and the walk: what comes due in between, the walk still finds or this look does.
+        """
+        self.horizon = await follow.clock(self._connection, self._schema, ahead_s=0.0)
+        self._next_look = 0.0
+        self._crowded_at = None
 
     def add(self, queue: str, priority: int, entry: str, delay_s: float) -> None:
         """Hold an entry for `delay_s` seconds."""

@@ -67,7 +67,7 @@ class Walk:
                 self._push.note_trouble(error)
                 self._break_off()
             else:
-                if self._is_last_page:
+                if self._is_last_page or (self._repair is not None and self._repair.is_given_up):
                     self._finish()
         if not self._push.is_away:
             await self._read_on()
@@ -109,8 +109,9 @@ class Walk:
 
     async def _compare(self, page: list[PageRow]) -> None:
         by_list: dict[ReadyList, list[PageRow]] = defaultdict(list)
+        for queue in {row.queue for row in page}:
+            await self._push.meet(queue)
         for row in page:
-            self._push.watch(row.queue)
             if row.due and self._is_wanted((row.queue, row.priority), row.id):
                 by_list[row.queue, row.priority].append(row)
         for at, rows in by_list.items():

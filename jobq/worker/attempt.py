@@ -6,6 +6,7 @@ Called by executor. Calls nothing.
 from __future__ import annotations
 
 import logging
+import traceback
 from typing import NamedTuple
 
 from ..model import Job
@@ -44,7 +45,7 @@ def log_attempt(attempt: Attempt) -> None:
         "ms": round(attempt.duration_s * 1000, 1),
     }
     if error is not None:
-        fields["error"] = f"{type(error).__name__}: {error}"
+        fields["error"] = "".join(traceback.format_exception_only(error)).strip()
     if attempt.delay_s is not None:
         fields["next_in_s"] = round(attempt.delay_s, 1)
     is_surprise = error is not None and attempt.outcome in _LEVELS

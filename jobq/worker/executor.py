@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
+import logging
 import time
 import traceback
 from collections.abc import Callable
@@ -20,16 +22,18 @@ from typing import Any
 
 from ..app import JobQ
 from ..context import Completion, Context, HandBack, Run
-from ..errors import AlreadyDone, InvalidArguments
+from ..errors import AlreadyDone
 from ..model import Job
 from ..outbox.settle import Burial, Reschedule
 from ..outcomes import Reject, Retry, Snooze
-from ..retry import default_delay
+from ..retry import LONGEST_DELAY_S, default_delay
 from ..settings import ERROR_LIMIT
 from ..task import Task
 from .attempt import Attempt, log_attempt
 from .owned import Ending, Holding
 from .settler import Settler
+
+log = logging.getLogger(__name__)
 
 
 class Executor:
@@ -57,8 +61,16 @@ class Executor:
         task = self._app.tasks[job.task]
         limit = job.max_attempts or task.retry.max_attempts
         started = time.monotonic()
-        outcome, delay_s, error = await self._run(holding, job, task, limit)
-        log_attempt(Attempt(job, outcome, time.monotonic() - started, limit, error, delay_s))
+        try:
+            outcome, delay_s, error = await self._run(holding, job, task, limit)
+            log_attempt(Attempt(job, outcome, time.monotonic() - started, limit, error, delay_s))
+        except Exception as fault:
+            # Neither the task's nor the policy's: but a run without an end would be adopted and run again for ever.
+            log.exception("run broke off", extra={"fields": {"job": str(job.id), "task": job.task}})
+            if not holding.is_settling:
+                delay_s = default_delay(job.attempts + 1, fault)
+                end = Reschedule(job.id, job.generation, delay_s, failed=True, **_told(fault))
+                self._settler.reschedule(holding, end)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -70,7 +82,7 @@ class Executor:
         error: BaseException | None = None
         try:
             arguments = task.codec.decode(job.args)
-        except InvalidArguments as refused:
+        except Exception as refused:  # noqa: BLE001  also what a validator of the application raises
             return *self._bury(holding, job, "invalid", refused, failed=False), refused
         try:
             await self._call(holding.run, job, task, limit, arguments)
@@ -90,14 +102,16 @@ class Executor:
 
     async def _in_thread(self, call: Callable[[], Any]) -> None:
         """Run a synchronous task. A thread cannot be stopped: a cancelled run keeps its slot until it ends."""
-        context = contextvars.copy_context()
-        future = asyncio.get_running_loop().run_in_executor(self._threads, context.run, call)
+        work = self._threads.submit(contextvars.copy_context().run, _called, call)
+        future = asyncio.wrap_future(work)
         cancelled: asyncio.CancelledError | None = None
         while not future.done():
             try:
                 await asyncio.shield(future)
             except asyncio.CancelledError as error:
                 cancelled = error
+                if work.cancel():
+                    break  # no thread had taken it up
             except Exception:  # noqa: BLE001, S110
                 pass  # raised below, by result()
         if cancelled is not None:
@@ -134,8 +148,9 @@ class Executor:
                 self._settler.reschedule(holding, Reschedule(job.id, job.generation))
                 return "interrupted", None
             case Snooze():
-                self._settler.reschedule(holding, Reschedule(job.id, job.generation, error.delay_s))
-                return "snoozed", error.delay_s
+                delay_s = min(error.delay_s, LONGEST_DELAY_S)
+                self._settler.reschedule(holding, Reschedule(job.id, job.generation, delay_s))
+                return "snoozed", delay_s
             case Reject():
                 return self._bury(holding, job, "rejected", error)
             case _:
@@ -147,12 +162,13 @@ class Executor:
         attempt = job.attempts + 1
         try:
             verdict = task.retry.verdict(attempt, limit, error)
-        except Exception as broken:  # noqa: BLE001  a policy of the application: its fault must not lose the job
+        except BaseException as broken:  # noqa: BLE001  a policy of the application: its fault must not lose the job
             error.add_note(f"the retry policy's delay() raised {type(broken).__name__}: {broken}")
             verdict = default_delay(attempt, error)
         if isinstance(verdict, str):
             return self._bury(holding, job, verdict, error)
-        delay_s = error.delay_s if isinstance(error, Retry) and error.delay_s is not None else verdict
+        asked_s = getattr(error, "delay_s", None) if isinstance(error, Retry) else None
+        delay_s = verdict if asked_s is None else min(asked_s, LONGEST_DELAY_S)
         self._settler.reschedule(holding, Reschedule(job.id, job.generation, delay_s, failed=True, **_told(error)))
         return "retried", delay_s
 
@@ -163,10 +179,23 @@ class Executor:
         return "dead", None
 
 
+def _called(call: Callable[[], Any]) -> None:
+    """A synchronous task, in its thread."""
+    try:
+        result = call()
+    except StopIteration as error:
+        # No future takes it, so the run would never end. A coroutine does the same with it.
+        raise RuntimeError("the task raised StopIteration") from error
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise TypeError("the task is no `async def`, and what it returned was to be awaited: nothing of it has run")
+
+
 def _told(error: BaseException) -> dict[str, str]:
     """What is kept of an error: text that PostgreSQL takes, bounded."""
     text = "".join(traceback.format_exception_only(error)).strip()
-    return {"error_type": type(error).__qualname__[:200], "error": _storable(text)[:ERROR_LIMIT]}
+    return {"error_type": _storable(type(error).__qualname__)[:200], "error": _storable(text)[:ERROR_LIMIT]}
 
 
 def _storable(text: str) -> str:

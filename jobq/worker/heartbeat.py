@@ -66,7 +66,6 @@ class Heartbeat:
         self._reported_block = 0.0
         self.acked_at = float("-inf")
         """Monotonic time of the last beat that Redis answered, for all queues."""
-        self.last_counter = 0
 
     def start(self) -> None:
         self._thread.start()
@@ -97,13 +96,14 @@ class Heartbeat:
 
     def _run(self) -> None:
         next_beat = 0.0
+        is_silent = False
         while not self._stopping.is_set():
             still_s = time.monotonic() - self._ticked_at
             self._report_blocked_loop(still_s)
-            if still_s > self._settings.frozen_after:
+            was_silent, is_silent = is_silent, still_s > self._settings.frozen_after
+            if is_silent and not was_silent:
                 log.error("heartbeat stops: the event loop is frozen", extra={"fields": {"still_s": round(still_s)}})
-                return
-            if time.monotonic() >= next_beat:
+            if not is_silent and time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + self._settings.beat
                 try:
                     self.step()
@@ -119,12 +119,11 @@ class Heartbeat:
         before = self._before[keys.queue]
         owned = self._owned.listed(keys.queue)
         still_owned = set(owned)
-        self.last_counter = next(self._counter)
         now = beat(
             self._client,
             keys,
             self._worker,
-            counter=self.last_counter,
+            counter=next(self._counter),
             info=self._info,
             owned=owned,
             put_back=[raw for raw in before.missing if raw in still_owned],

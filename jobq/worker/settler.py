@@ -17,6 +17,7 @@ from collections import defaultdict
 from typing import Literal, NamedTuple
 from uuid import UUID
 
+import anyio
 import asyncpg
 
 from ..broker.client import TROUBLE
@@ -37,6 +38,7 @@ GATHER_S = 0.002
 BUFFER_LIMIT = 500
 """Runs in the buffer beyond which the worker fetches nothing."""
 _RETRY_LOCKED_S = 0.05
+_PAUSE_AFTER_BUG_S = 1.0
 
 
 class _Move(NamedTuple):
@@ -63,6 +65,8 @@ class Settler:
         self._buried: list[tuple[Holding, Burial]] = []
         self._moves: dict[_Move, list[Holding]] = defaultdict(list)
         self._in_hand = 0
+        self._writing = anyio.CancelScope()
+        self._is_giving_up = False
         self._work = asyncio.Event()
         self._empty = asyncio.Event()
         self._database_outage = Outage("postgresql", "settler")
@@ -97,7 +101,15 @@ class Settler:
         return rows + sum(map(len, self._moves.values())) + self._in_hand
 
     def hand_back_unwritten(self) -> None:
-        """PostgreSQL is away for too long: give the entries of unwritten runs back, to run again elsewhere."""
+        """PostgreSQL is away for too long: give the entries of unwritten runs back, to run again elsewhere.
+
+        A write that is under way is broken off. If it happens all the same, the entry is a ghost when it is read.
+        """
+        self._is_giving_up = True
+        self._writing.cancel()
+        self._work.set()
+
+    def _release_unwritten(self) -> None:
         unwritten = [*self._completed, *(h for h, _ in self._rescheduled), *(h for h, _ in self._buried)]
         self._completed, self._rescheduled, self._buried = [], [], []
         for holding in unwritten:
@@ -114,12 +126,23 @@ class Settler:
         while True:
             await self._work.wait()
             await asyncio.sleep(GATHER_S)
-            await asyncio.sleep(await self.step())
+            try:
+                pause = await self.step()
+            except Exception:
+                log.exception("settling failed, trying again")
+                self._work.set()
+                pause = _PAUSE_AFTER_BUG_S
+            await asyncio.sleep(pause)
 
     async def step(self) -> float:
         """Flush what has ended, first to PostgreSQL, then to Redis. Returns the seconds until the next try."""
         self._work.clear()
-        pause = max(await self._flush_rows(), await self._flush_entries())
+        pause = 0.0
+        with anyio.CancelScope() as self._writing:
+            pause = await self._flush_rows()
+        if self._is_giving_up:
+            self._release_unwritten()
+        pause = max(pause, await self._flush_entries())
         (self._work if self.pending else self._empty).set()
         return pause
 
@@ -133,7 +156,7 @@ class Settler:
         self._in_hand = len(holdings)
         locked = set(holdings)
         try:
-            async with self._line as connection:
+            async with self._line.open() as connection:
                 ended = await self._write(connection, completed, rescheduled, buried)
                 locked = await self._still_there(connection, [h for h in holdings if h.entry.id not in ended])
         except Exception as error:

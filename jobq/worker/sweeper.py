@@ -12,8 +12,8 @@ is safe: the next sweeper finds the rest. Called by worker. Calls broker, outbox
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
+from time import monotonic
 
 import asyncpg
 
@@ -85,7 +85,7 @@ class Sweeper:
         entries = [entry for entry in found if entry is not None]
         standings = {}
         if entries:
-            async with self._line as connection:
+            async with self._line.open() as connection:
                 standings = await self._count_crashes(connection, worker, entries)
         # Crash here: the rows have new generations; the next sweep finds them so, and counts nothing twice.
         swept = await self._broker.sweep(queue, worker, counter, _verdicts(entries, standings))
@@ -104,7 +104,7 @@ class Sweeper:
             for queue in queues
             for worker, counter in (await self._broker.beats(queue)).items()
         }
-        now = time.monotonic()
+        now = monotonic()
         if now - self._looked_at > _LONGEST_GAP_S:
             self._watches.clear()
         self._looked_at = now

@@ -93,7 +93,7 @@ class Turns:
         self.heartbeat: Heartbeat | None = None
         self.runs: set[asyncio.Task[None]] = set()
         self._adopted: deque[Holding] = deque()
-        self._suspects: deque[tuple[Holding, Job]] = deque()
+        self._suspects: deque[Holding] = deque()
         self._is_alone = False
         self._is_fenced = False
         self._first_queue = 0
@@ -107,6 +107,8 @@ class Turns:
         if holdings:
             jobs = await self._read(holdings)
             self._start(holdings, jobs)
+        elif self._suspects and not self.runs and self._may_start:
+            await self._run_alone(self._suspects.popleft())
         elif not self._orders.stopping.is_set():
             await self._idle(has_looked=can_fetch)
 
@@ -125,7 +127,7 @@ class Turns:
 
     def _release_unstarted(self) -> None:
         """A turn broke off: what it had fetched must not stay owned by nobody."""
-        waiting = {*self._adopted, *(holding for holding, _ in self._suspects)}
+        waiting = {*self._adopted, *self._suspects}
         for holding in self._owned.all():
             if holding.task is None and not holding.is_settling and holding not in waiting:
                 self._settler.release(holding)
@@ -160,9 +162,10 @@ class Turns:
     async def _own(self, queue: str, raws: list[bytes]) -> list[Holding]:
         """Own what is well formed and not owned yet; drop garbage."""
         entries = [Entry.parse(raw) for raw in raws]
-        taken = [self._owned.take(queue, entry) for entry in entries if entry is not None]
+        # First, since it may fail: what is owned by then would be nobody's, and would be vouched for all the same.
         if garbage := [raw for raw, entry in zip(raws, entries, strict=True) if entry is None]:
             await self._broker.ack(queue, self._worker, garbage, "garbage")
+        taken = [self._owned.take(queue, entry) for entry in entries if entry is not None]
         return [holding for holding in taken if holding is not None]
 
     @property
@@ -187,7 +190,7 @@ class Turns:
         ids = [holding.entry.id for holding in holdings]
         while True:
             try:
-                async with self._line as connection:
+                async with self._line.open() as connection:
                     jobs = await settle.read(connection, self._app.schema, ids)
             except Exception as error:
                 if not is_unavailable(error) and not isinstance(error, ConfigurationError):
@@ -203,7 +206,7 @@ class Turns:
                 self._database_outage.end()
                 return jobs
 
-    def _start(self, holdings: list[Holding], jobs: dict[UUID, Job]) -> None:
+    def _start(self, holdings: list[Holding], jobs: dict[UUID, Job], *, alone: bool = False) -> None:
         for holding in holdings:
             job = jobs.get(holding.entry.id)
             generation = holding.entry.generation
@@ -215,11 +218,21 @@ class Turns:
                 self._park(holding, job)
             elif self._orders.stopping.is_set() or not self._may_start:
                 self._settler.release(holding)
-            elif job.crashes >= CRASHES_BEFORE_ALONE:
+            elif job.crashes >= CRASHES_BEFORE_ALONE and not alone:
                 log.warning("job killed its worker before, will run alone", extra={"fields": {"job": str(job.id)}})
-                self._suspects.append((holding, job))
+                self._suspects.append(holding)
             else:
                 self._start_run(holding, job)
+
+    async def _run_alone(self, suspect: Holding) -> None:
+        """Start a suspect with nothing beside it. Its row is read again: it may have waited for long."""
+        holdings = [suspect]
+        self._is_alone = True
+        try:
+            jobs = await self._read(holdings)
+            self._start(holdings, jobs, alone=True)
+        finally:
+            self._is_alone = bool(self.runs)
 
     def _start_run(self, holding: Holding, job: Job) -> None:
         # A bare task, kept in a set: at 30,000 jobs a second a task group's bookkeeping is a third of the cost.
@@ -239,10 +252,7 @@ class Turns:
 
     async def _idle(self, *, has_looked: bool) -> None:
         """Wait for something to do: the bell, the end of a run, or a word from the heartbeat."""
-        if self._suspects and not self.runs and self._may_start:
-            self._is_alone = True
-            self._start_run(*self._suspects.popleft())
-        elif not self._may_fetch() or self._is_fenced:
+        if not self._may_fetch() or self._is_fenced:
             await self._orders.wait(_LOOK_UP_S)
         elif has_looked:
             await self._listen()
@@ -265,6 +275,10 @@ class Turns:
     async def adopt(self, queue: str, raws: list[bytes]) -> None:
         """Take up entries in my working list that I never saw arrive."""
         adopted = await self._own(queue, raws)
+        if self._orders.stopping.is_set():
+            for holding in adopted:
+                self._settler.release(holding)
+            return
         self._adopted.extend(adopted)
         self._orders.woken.set()
         if adopted:
@@ -283,7 +297,7 @@ class Turns:
 
     def hand_back_unstarted(self) -> None:
         """Release what has not started."""
-        for holding in [*self._adopted, *(holding for holding, _ in self._suspects)]:
+        for holding in [*self._adopted, *self._suspects]:
             self._settler.release(holding)
         self._adopted.clear()
         self._suspects.clear()

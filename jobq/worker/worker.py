@@ -60,6 +60,7 @@ class Worker:
 
     async def run(self) -> int:
         """Serve until `orders.stopping`. Returns the exit code: 0, or 6 when something had to be left behind."""
+        code = 0
         async with AsyncExitStack() as stack:
             await self.open(stack)
             async with anyio.create_task_group() as group:
@@ -80,7 +81,7 @@ class Worker:
         )
         for line in (read_line, settle_line, sweep_line):
             stack.push_async_callback(line.close)
-        async with read_line as connection:
+        async with read_line.open() as connection:
             await check_tables(connection, app.schema)
             database_id = await app.database.database_id(connection, app.schema)
         client = connect(app.redis_url)
@@ -193,10 +194,11 @@ class Worker:
             await self.settler.flushed()
 
     async def _deregister(self) -> None:
-        counter = str(self.heartbeat.last_counter).encode()
         for queue in self.settings.queues:
             try:
-                await self.broker.sweep(queue, self.name, counter, {})
+                counters = await self.broker.beats(queue)
+                if self.name in counters:
+                    await self.broker.sweep(queue, self.name, counters[self.name], {})
             except TROUBLE as error:
                 log.warning("could not deregister, a sweeper will", extra={"fields": {"error": str(error)}})
                 return

@@ -7,12 +7,16 @@
 -- ARGV[2..] entries, as they stand in the list
 -- Returns the number of entries that were still in the working list. An id that Redis knows at a newer generation
 -- stays known: a late ack must not erase a retry. known goes first: an aborted script leaves an extra, no hole.
+-- What Redis knows of an id; 0 for nothing, and for what no script of ours wrote (a job must not wait behind that).
+local function newest(id)
+  local value = redis.call('HGET', KEYS[1], id)
+  return value and string.match(value, '^[1-9]%d*$') and tonumber(value) <= 2147483647 and tonumber(value) or 0
+end
 local removed = 0
 for i = 2, #ARGV do
-  local id, generation = string.match(ARGV[i], '^(%x+):(%d+)')
+  local id, generation = string.match(ARGV[i] .. ':', '^(%x+):(%d+):[1-4]:')
   if id then
-    local now = tonumber(redis.call('HGET', KEYS[1], id) or 0) or 0
-    if now <= tonumber(generation) then
+    if newest(id) <= tonumber(generation) then
       redis.call('HDEL', KEYS[1], id)
     end
   end

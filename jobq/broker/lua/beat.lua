@@ -25,8 +25,10 @@ if registered == 0 then
   first_back, last_back = first_owned, #ARGV
 end
 
+-- What Redis knows of an id; 0 for nothing, and for what no script of ours wrote (a job must not wait behind that).
 local function newest(id)
-  return tonumber(redis.call('HGET', KEYS[1], id) or 0) or 0
+  local value = redis.call('HGET', KEYS[1], id)
+  return value and string.match(value, '^[1-9]%d*$') and tonumber(value) <= 2147483647 and tonumber(value) or 0
 end
 
 local working, here = redis.call('LRANGE', KEYS[5], 0, -1), {}

@@ -21,7 +21,7 @@ for i = 6, 9 do
     if not entry then
       break
     end
-    local id, generation = string.match(entry, '^(%x+):(%d+):[1-4]')
+    local id, generation = string.match(entry .. ':', '^(%x+):(%d+):[1-4]:')
     if id and redis.call('HGET', KEYS[1], id) == generation then
       moved = moved + 1
       reply[moved + 1] = entry

@@ -15,16 +15,17 @@ local token = redis.call('GET', KEYS[1])
 if ARGV[1] ~= '*' and token ~= ARGV[1] and token ~= ARGV[2] then
   return {-1}
 end
-local pushed, generations = 0, {}
+-- What Redis knows of an id; 0 for nothing, and for what no script of ours wrote (a job must not wait behind that).
+local function newest(id)
+  local value = redis.call('HGET', KEYS[2], id)
+  return value and string.match(value, '^[1-9]%d*$') and tonumber(value) <= 2147483647 and tonumber(value) or 0
+end
+local pushed = 0
 for i = 4, #ARGV do
   local id, generation, priority = string.match(ARGV[i], '^(%x+):(%d+):([1-4])')
-  if generations[id] == nil then
-    generations[id] = tonumber(redis.call('HGET', KEYS[2], id) or 0) or 0
-  end
-  if generations[id] < tonumber(generation) then
+  if newest(id) < tonumber(generation) then
     redis.call('RPUSH', KEYS[4 + tonumber(priority)], ARGV[i])
     redis.call('HSET', KEYS[2], id, generation)
-    generations[id] = tonumber(generation)
     pushed = pushed + 1
   end
 end

@@ -8,7 +8,7 @@
 -- Returns the number given back. What is not in the working list any more was swept, and is left alone.
 local back = 0
 for i = #ARGV, 1, -1 do
-  local priority = string.match(ARGV[i], '^%x+:%d+:([1-4])')
+  local priority = string.match(ARGV[i] .. ':', '^%x+:%d+:([1-4]):')
   if priority and redis.call('LPOS', KEYS[3], ARGV[i]) then
     redis.call('LPUSH', KEYS[3 + tonumber(priority)], ARGV[i])
     redis.call('LREM', KEYS[3], 1, ARGV[i])

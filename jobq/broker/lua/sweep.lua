@@ -15,6 +15,11 @@
 if (redis.call('HGET', KEYS[2], ARGV[1]) or '') ~= ARGV[2] then
   return {-1}
 end
+-- What Redis knows of an id; 0 for nothing, and for what no script of ours wrote (a job must not wait behind that).
+local function newest(id)
+  local value = redis.call('HGET', KEYS[1], id)
+  return value and string.match(value, '^[1-9]%d*$') and tonumber(value) <= 2147483647 and tonumber(value) or 0
+end
 local standing = {}
 for i = 3, #ARGV, 2 do
   standing[ARGV[i]] = tonumber(ARGV[i + 1])
@@ -22,8 +27,8 @@ end
 local working, swept, dropped = redis.call('LRANGE', KEYS[6], 0, -1), 0, 0
 for i = #working, 1, -1 do
   local entry = working[i]
-  local id, generation, priority = string.match(entry, '^(%x+):(%d+):([1-4])')
-  local now = id and (tonumber(redis.call('HGET', KEYS[1], id) or 0) or 0)
+  local id, generation, priority = string.match(entry .. ':', '^(%x+):(%d+):([1-4]):')
+  local now = id and newest(id)
   local current = standing[entry]
   if not id then
     dropped = dropped + 1

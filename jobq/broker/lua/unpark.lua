@@ -13,7 +13,7 @@ for i = 7, #KEYS do
     if not entry then
       break
     end
-    local priority = string.match(entry, '^%x+:%d+:([1-4])')
+    local priority = string.match(entry .. ':', '^%x+:%d+:([1-4]):')
     if priority then
       redis.call('RPUSH', KEYS[2 + tonumber(priority)], entry)
       back = back + 1

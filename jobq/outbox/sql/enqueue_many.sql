@@ -1,6 +1,8 @@
 -- Write many intents in one statement, and answer for those with an idempotency key which job has the key.
--- Keys are claimed in order, so that two transactions with the same keys wait for each other and do not deadlock.
--- A key changes hands only when it has expired and its job is neither in the outbox nor dead.
+-- Keys are claimed in the order of their bytes, in which the caller has cut the statements too: two transactions
+-- with the same keys then wait for each other and do not deadlock.
+-- A key changes hands only when it has expired and its job is neither in the outbox nor dead. Both are looked up as
+-- of the start of this statement, so a key that another transaction took since then stays with that one.
 WITH asked AS MATERIALIZED (
     SELECT *
     FROM unnest(
@@ -15,7 +17,7 @@ claimed AS (
     SELECT task, key, id, statement_timestamp() + make_interval(secs => ttl_s)
     FROM asked
     WHERE key IS NOT NULL
-    ORDER BY task, key
+    ORDER BY task COLLATE "C", key COLLATE "C"
     ON CONFLICT (scope, key) DO UPDATE SET (job_id, expires_at) = (
         SELECT
             CASE WHEN expired THEN excluded.job_id ELSE held.job_id END,
@@ -23,6 +25,10 @@ claimed AS (
         FROM (
             SELECT
                 held.expires_at <= statement_timestamp()
+                AND EXISTS (
+                    SELECT FROM {schema}.idempotency_key AS seen
+                    WHERE seen.scope = held.scope AND seen.key = held.key AND seen.job_id = held.job_id
+                )
                 AND NOT EXISTS (SELECT FROM {schema}.outbox WHERE id = held.job_id)
                 AND NOT EXISTS (SELECT FROM {schema}.dead WHERE id = held.job_id) AS expired
         ) AS state

@@ -4,7 +4,7 @@
 -- The upper bound keeps xids that another cluster wrote (dump and restore) from coming back at every poll.
 WITH snapshot AS MATERIALIZED (SELECT pg_current_snapshot() AS taken),
 fresh AS (
-    SELECT id, generation, queue, priority, run_at, attempts
+    SELECT id, generation, queue, priority, run_at
     FROM {schema}.outbox, snapshot
     WHERE (
         (xid >= CAST(:xmax AS xid8) AND xid < pg_snapshot_xmax(taken))

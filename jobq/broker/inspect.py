@@ -1,0 +1,155 @@
+"""What Redis holds of a queue, for people to look at.
+
+Invariant: reads only, whatever it finds: a key of a wrong type counts as empty, and is left for the relay to mend.
+Called by cli. Calls client and keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from ..model import Entry
+from .client import CALL_TIMEOUT_S, ResponseError
+from .scripts import Broker
+
+TRAFFIC = ("pushed", "fetched", "acked")
+REPAIRS = (
+    "repushed",
+    "reasserted",
+    "adopted",
+    "ghost",
+    "rewound",
+    "stale",
+    "garbage",
+    "swept",
+    "sweeps",
+    "fenced",
+    "losses",
+    "mended",
+    "parked",
+    "unparked",
+    "released",
+)
+"""What is counted when something went wrong on the way and was put right."""
+COUNTERS = (*TRAFFIC, *REPAIRS)
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A worker, as it registered with one queue. It may have been killed since: only its counter tells."""
+
+    name: str
+    counter: bytes
+    host: str
+    pid: int
+    version: str
+    slots: int
+    tasks: tuple[str, ...]
+    running: tuple[UUID, ...]
+    """The jobs in its working list."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """One queue in Redis."""
+
+    queue: str
+    ready: int
+    counters: dict[str, int]
+    workers: tuple[Registered, ...]
+
+
+async def look(broker: Broker, queue: str) -> QueueState:
+    """Read one queue."""
+    keys = broker.keys(queue)
+    beats, infos, stats, *lengths = await _ask(
+        broker,
+        [("HGETALL", keys.beats), ("HGETALL", keys.workers), ("HGETALL", keys.stats)]
+        + [("LLEN", name) for name in keys.ready],
+    )
+    counters, known = _hash(beats), _hash(infos)
+    names = sorted(counters | known)
+    lists = await _ask(broker, [("LRANGE", keys.working(name), 0, -1) for name in names])
+    workers = [
+        _registered(name, counters.get(name, b""), known.get(name, b""), entries or [])
+        for name, entries in zip(names, lists, strict=True)
+    ]
+    found = {name: _number(value) for name, value in _hash(stats).items()}
+    return QueueState(
+        queue=queue,
+        ready=sum(length or 0 for length in lengths),
+        counters={name: found.get(name, 0) for name in COUNTERS},
+        workers=tuple(workers),
+    )
+
+
+async def parked(broker: Broker, places: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
+    """How many entries wait for a worker that knows their task, by (queue, task)."""
+    asked = list(places)
+    lengths = await _ask(broker, [("LLEN", broker.keys(queue).parked(task)) for queue, task in asked])
+    return {place: length for place, length in zip(asked, lengths, strict=True) if length}
+
+
+async def counters(broker: Broker, queues: Iterable[str]) -> dict[tuple[str, str], bytes]:
+    """Each worker's counter, by (queue, worker): one that lives has another one after a beat."""
+    asked = list(queues)
+    replies = await _ask(broker, [("HGETALL", broker.keys(queue).beats) for queue in asked])
+    return {
+        (queue, name): counter
+        for queue, reply in zip(asked, replies, strict=True)
+        for name, counter in _hash(reply).items()
+    }
+
+
+async def _ask(broker: Broker, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Send commands together; None stands for what a key of a wrong type answered."""
+    if not commands:
+        return []
+    async with asyncio.timeout(CALL_TIMEOUT_S):
+        pipeline = broker.client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        replies = await pipeline.execute(raise_on_error=False)
+    for reply in replies:
+        if isinstance(reply, Exception) and not _is_wrong_type(reply):
+            raise reply
+    return [None if isinstance(reply, Exception) else reply for reply in replies]
+
+
+def _is_wrong_type(error: Exception) -> bool:
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)
+
+
+def _hash(reply: dict[bytes, bytes] | None) -> dict[str, bytes]:
+    return {name.decode("utf-8", "surrogateescape"): value for name, value in (reply or {}).items()}
+
+
+def _registered(name: str, counter: bytes, info: bytes, entries: list[bytes]) -> Registered:
+    try:
+        told = json.loads(info)
+    except ValueError:
+        told = None
+    told = told if isinstance(told, dict) else {}
+    tasks = told.get("tasks")
+    return Registered(
+        name=name,
+        counter=counter,
+        host=str(told.get("host", "?")),
+        pid=_number(told.get("pid")),
+        version=str(told.get("version", "?")),
+        slots=_number(told.get("slots")),
+        tasks=tuple(map(str, tasks)) if isinstance(tasks, list) else (),
+        running=tuple(entry.id for entry in map(Entry.parse, entries) if entry is not None),
+    )
+
+
+def _number(value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return 0

@@ -1,0 +1,278 @@
+"""`jobq run`, `jobq relay`, `jobq worker`: the options of the processes that serve.
+
+Called by the command group. Calls serving, worker, relay.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from ..app import JobQ
+from ..errors import ConfigurationError
+from ..relay.leadership import Relay
+from ..settings import RelaySettings, WorkerSettings
+from ..task import QUEUE_NAME
+from ..worker.worker import Worker
+from .options import (
+    app_argument,
+    database_url_option,
+    from_pyproject,
+    logging_options,
+    open_app,
+    redis_url_option,
+    schema_option,
+)
+from .serving import end_with, serve_relay, serve_worker
+from .stores import find_stores
+
+T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_DEFAULTS = WorkerSettings()
+
+
+def _setting(flag: str, *flags: str, default: float | None, **options: Any) -> Callable[[Command], Command]:
+    """An option with a variable JOBQ_<name> and a place in [tool.jobq]."""
+    name = flag.removeprefix("--")
+
+    def from_file() -> Any:
+        found = from_pyproject(name)()
+        return default if found is None else found
+
+    shown = None if default is None else f"{default:g}"
+    return click.option(
+        flag,
+        *flags,
+        envvar=f"JOBQ_{name.upper()}",
+        show_envvar=True,
+        default=from_file,
+        show_default=shown or False,
+        **options,
+    )
+
+
+def _parse_queues(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    names = [name.strip() for value in values for name in value.split(",") if name.strip()]
+    for name in names:
+        if ":" in name:
+            raise click.BadParameter(f"{name!r}: weights come in a later release; name the queue alone", ctx, param)
+        if not QUEUE_NAME.fullmatch(name):
+            raise click.BadParameter(f"{name!r} is no queue: 1 to 64 of a-z, 0-9, underscore, dot, hyphen", ctx, param)
+    return tuple(dict.fromkeys(names))
+
+
+def _queues_from_pyproject() -> list[str]:
+    found = from_pyproject("queues")()
+    return [found] if isinstance(found, str) else list(found or ())
+
+
+def _refuse_strict(ctx: click.Context, param: click.Parameter, is_given: bool) -> None:
+    if is_given:
+        raise click.UsageError("--strict comes with weights, in a later release: queues are served in turn for now")
+
+
+def _lease_options(command: Command) -> Command:
+    """--lease and --beat, which all workers and relays of a database are to share."""
+    lease = _setting(
+        "--lease",
+        default=_DEFAULTS.lease,
+        type=click.FloatRange(min=1),
+        metavar="SECONDS",
+        help="A worker not heard of for this long loses its jobs. The same for every worker and relay.",
+    )
+    beat = _setting(
+        "--beat",
+        default=None,
+        type=click.FloatRange(min=0.05),
+        metavar="SECONDS",
+        help="Between two heartbeats (default: a fifth of the lease, 2 at most). The same for every worker and relay.",
+    )
+    return lease(beat(command))
+
+
+def _beat_of(lease: float, beat: float | None) -> float:
+    if beat is None:
+        return min(_DEFAULTS.beat, lease / 5)
+    if beat > lease / 3:
+        raise click.UsageError(f"--beat {beat:g} is too long for --lease {lease:g}: a third of it at most")
+    return beat
+
+
+def _worker_options(command: Callable[..., T]) -> Callable[..., T]:
+    """The options of a worker, passed on as `make_settings`, which wants the application."""
+
+    @click.option(
+        "-q",
+        "--queues",
+        multiple=True,
+        metavar="NAME[,NAME]",
+        envvar="JOBQ_QUEUES",
+        show_envvar=True,
+        default=_queues_from_pyproject,
+        show_default=False,
+        callback=_parse_queues,
+        help="Serve these queues (default: all that APP's tasks name). May be repeated.",
+    )
+    @click.option("--strict", is_flag=True, hidden=True, expose_value=False, callback=_refuse_strict)
+    @_setting(
+        "--concurrency",
+        "-c",
+        default=_DEFAULTS.concurrency,
+        type=click.IntRange(1, 10_000),
+        metavar="N",
+        help="Jobs that run at the same time.",
+    )
+    @_setting(
+        "--threads",
+        default=_DEFAULTS.threads,
+        type=click.IntRange(1, 1_000),
+        metavar="N",
+        help="Synchronous tasks that run at the same time.",
+    )
+    @_setting(
+        "--grace",
+        default=_DEFAULTS.grace,
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="Given to running jobs when the worker is to stop.",
+    )
+    @functools.wraps(command)
+    def with_worker(
+        queues: tuple[str, ...],
+        concurrency: int,
+        threads: int,
+        grace: float,
+        lease: float,
+        beat: float | None,
+        **options: Any,
+    ) -> T:
+        beat_s = _beat_of(lease, beat)
+
+        def make_settings(jobs: JobQ) -> WorkerSettings:
+            served = queues or tuple(sorted({task.queue for task in jobs.tasks.values()}))
+            return WorkerSettings(
+                queues=served, concurrency=concurrency, threads=threads, grace=grace, lease=lease, beat=beat_s
+            )
+
+        return command(make_settings=make_settings, beat=beat_s, **options)
+
+    return with_worker
+
+
+_loop_option = click.option(
+    "--loop",
+    type=click.Choice(["auto", "asyncio", "uvloop"]),
+    default="auto",
+    show_default=True,
+    help="auto: uvloop where it is installed.",
+)
+
+
+@click.command()
+@app_argument
+@_lease_options
+@_loop_option
+@database_url_option
+@redis_url_option
+@schema_option
+@logging_options
+def relay(
+    app: str | None,
+    lease: float,
+    beat: float | None,
+    loop: str,
+    database_url: str | None,
+    redis_url: str | None,
+    schema: str | None,
+) -> None:
+    """Bring committed jobs from PostgreSQL to Redis.
+
+    One relay leads, others stand by: run two. APP is not needed where both URLs are given.
+
+    \b
+    Examples:
+      jobq relay shop.jobs:jobs
+      JOBQ_DATABASE_URL=postgresql://... JOBQ_REDIS_URL=redis://... jobq relay
+    """
+    stores = find_stores(app, database_url=database_url, redis_url=redis_url, schema=schema)
+    assert stores.redis_url is not None
+    settings = RelaySettings(beat=_beat_of(lease, beat))
+    serving = Relay(stores.database, stores.redis_url, stores.schema, settings)
+    end_with(loop, lambda: serve_relay(serving))
+
+
+@click.command()
+@app_argument
+@_worker_options
+@_lease_options
+@_loop_option
+@database_url_option
+@redis_url_option
+@schema_option
+@logging_options
+def worker(
+    app: str | None,
+    make_settings: Callable[[JobQ], WorkerSettings],
+    beat: float,
+    loop: str,
+    database_url: str | None,
+    redis_url: str | None,
+    schema: str | None,
+) -> None:
+    """Run the jobs of APP.
+
+    Signals: TSTP fetches nothing more; TERM or INT stops, and what still runs after the grace goes back to run
+    elsewhere; the same again stops at once.
+
+    \b
+    Examples:
+      jobq worker shop.jobs:jobs
+      jobq worker shop.jobs:jobs -q mail -q default -c 50
+    """
+    jobs = open_app(app, database_url=database_url, redis_url=redis_url, schema=schema)
+    serving = _make_worker(app, jobs, make_settings)
+    end_with(loop, lambda: serve_worker(serving, None))
+
+
+@click.command()
+@app_argument
+@_worker_options
+@_lease_options
+@_loop_option
+@database_url_option
+@redis_url_option
+@schema_option
+@logging_options
+def run(
+    app: str | None,
+    make_settings: Callable[[JobQ], WorkerSettings],
+    beat: float,
+    loop: str,
+    database_url: str | None,
+    redis_url: str | None,
+    schema: str | None,
+) -> None:
+    """Run relay and worker of APP in one process.
+
+    For development and small services; several of them share the work, and one of the relays leads.
+
+    \b
+    Example:
+      jobq run shop.jobs:jobs
+    """
+    jobs = open_app(app, database_url=database_url, redis_url=redis_url, schema=schema)
+    serving = _make_worker(app, jobs, make_settings)
+    beside = Relay(jobs.database, jobs.redis_url, jobs.schema, RelaySettings(beat=beat))
+    end_with(loop, lambda: serve_worker(serving, beside))
+
+
+def _make_worker(spec: str | None, jobs: JobQ, make_settings: Callable[[JobQ], WorkerSettings]) -> Worker:
+    if not jobs.tasks:
+        raise ConfigurationError(
+            f"{spec} has no tasks, so every job would be set aside: import the modules that define them beside it"
+        )
+    return Worker(jobs, make_settings(jobs))

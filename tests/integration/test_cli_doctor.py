@@ -1,0 +1,259 @@
+"""`jobq doctor`: what it finds in set-ups that are wrong in one known way."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import redis
+
+from jobq.cli.failures import ExitCode
+from jobq.outbox.follow import try_lead
+from tests.builders import Bench, running
+from tests.commands import Commands
+from tests.waiting import until
+
+
+@pytest.fixture
+async def bench(database_url: str, redis_url: str) -> AsyncIterator[Bench]:
+    async with Bench.open(database_url, redis_url) as bench:
+        yield bench
+
+
+@pytest.fixture
+def commands(database_url: str, redis_url: str) -> Commands:
+    return Commands(database_url, redis_url)
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Write an application into the working directory; returns APP."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(source: str) -> str:
+        name = f"shop_{uuid4().hex}"
+        (tmp_path / f"{name}.py").write_text(source)
+        return f"{name}:jobs"
+
+    yield write
+    for name in [name for name in sys.modules if name.startswith("shop_")]:
+        del sys.modules[name]
+
+
+async def findings(commands: Commands, *args: str, code: int, **env: str) -> dict[str, dict[str, str]]:
+    """What doctor found, by what it is about."""
+    found = await commands.json("doctor", *args, code=code, **env)
+    return {finding["about"]: finding for finding in found}
+
+
+async def test_a_set_up_that_serves_is_well(bench, commands):
+    @bench.app.task(queue="mail")
+    async def send() -> None: ...
+
+    worker = await bench.worker(queues=("mail",), beat=0.1)
+    leader = await bench.app.database.connect(schema="jobq", name="a relay")
+    assert await try_lead(leader, "jobq")
+    await bench.enqueue(send, delay=300)
+
+    found = await findings(commands, code=ExitCode.OK)
+
+    server = found.pop("postgresql")  # the tests' own runs without fsync
+    assert server["found"].startswith("PostgreSQL ")
+    assert {about: finding["level"] for about, finding in found.items()} == dict.fromkeys(
+        [
+            *("versions", "tables", "primary", "snapshots", "redis", "eviction", "persistence", "relay", "workers"),
+            "oldest",
+        ],
+        "ok",
+    )
+    assert found["workers"]["found"] == f"1 live, with {worker.settings.concurrency} slots and 0 jobs"
+    assert "sqlalchemy " in found["versions"]["found"]
+    leader.terminate()
+
+
+async def test_jobs_that_nobody_brings_or_runs_fail(bench, commands):
+    @bench.app.task(queue="mail")
+    async def send() -> None: ...
+
+    await bench.enqueue(send)
+    await bench.db.execute("UPDATE jobq.outbox SET created_at = now() - interval '1 hour'")
+
+    found = await findings(commands, code=ExitCode.FAILED)
+
+    assert (found["relay"]["level"], found["relay"]["remedy"]) == ("fail", "jobq relay")
+    assert found["queue"]["level"] == "fail"
+    assert found["queue"]["found"] == "no live worker serves mail (1 waiting, 0 later)"
+    assert found["oldest"]["level"] == "warn"
+    assert found["oldest"]["found"] == "the oldest job that waits has been due for 60m"
+    assert found["workers"]["level"] == "warn"
+
+
+async def test_a_worker_that_does_not_beat_is_not_counted_as_live(bench, commands):
+    worker = await bench.worker(queues=("mail",))  # it beats once an hour
+
+    found = await findings(commands, code=ExitCode.OK)
+
+    assert found["worker"]["level"] == "warn"
+    assert found["worker"]["found"].startswith(f"{worker.name} (")
+    assert "does not beat and holds 0 jobs" in found["worker"]["found"]
+    assert found["workers"]["found"] == "none live"
+
+
+async def test_parked_and_dead_jobs_are_told(bench, commands):
+    elsewhere = await bench.second_app()
+
+    @elsewhere.task
+    async def unheard_of() -> None: ...
+
+    worker = await bench.worker(beat=0.1, lease=36_000.0)
+    await bench.commit_and_relay(unheard_of)
+    await bench.db.execute(
+        "INSERT INTO jobq.dead (id, generation, queue, task, args, priority, attempts, crashes, created_at, reason)"
+        " VALUES (gen_random_uuid(), 1, 'mail', 'send', '{}', 2, 1, 0, now(), 'rejected')"
+    )
+    async with running(worker):
+
+        async def is_parked() -> bool:
+            return (await bench.stats()).get("parked") == 1
+
+        await until(is_parked, "the job was parked")
+        found = await findings(commands, code=ExitCode.OK)
+
+    assert found["parked"]["found"] == "1 jobs of task unheard_of are parked: no worker knows it"
+    assert found["dead"] == {
+        "level": "warn",
+        "about": "dead",
+        "found": "1 jobs need a person",
+        "remedy": "jobq dead list",
+    }
+
+
+# --- the application
+
+
+ENGINE = """
+from sqlalchemy.ext.asyncio import create_async_engine
+from jobq import JobQ
+jobs = JobQ(database=create_async_engine({url!r}, {options}))
+@jobs.task(queue="mail")
+async def send() -> None: ...
+"""
+
+
+async def test_an_autocommit_engine_fails_and_a_small_pool_warns(commands, write, database_url):
+    url = database_url.replace("postgresql", "postgresql+asyncpg", 1)
+    wrong = write(ENGINE.format(url=url, options="isolation_level='AUTOCOMMIT', pool_size=3, max_overflow=4"))
+    right = write(ENGINE.format(url=url, options="pool_size=3, max_overflow=4"))
+
+    bad = await findings(commands, wrong, code=ExitCode.FAILED)
+    good = await findings(commands, right, "--concurrency", "7", code=ExitCode.OK)
+
+    assert bad["sessions"]["level"] == "fail"
+    assert "AUTOCOMMIT, so enqueue() raises NotInTransaction" in bad["sessions"]["found"]
+    assert bad["pool"]["level"] == "warn"
+    assert bad["pool"]["found"].startswith("7 connections for 100 slots")
+    assert {good[about]["level"] for about in ("sessions", "pool", "tasks")} == {"ok"}
+    assert good["tasks"]["found"] == "1 in mail"
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("", "the application has none"),
+        ("@jobs.task\nasync def t(x: 'Missing') -> None: ...\n", "task 't': its annotations cannot be resolved"),
+    ],
+)
+async def test_tasks_that_no_worker_could_serve_fail(commands, write, source, sentence):
+    app = write(f"from jobq import JobQ\njobs = JobQ()\n{source}")
+
+    found = await findings(commands, app, code=ExitCode.FAILED)
+
+    assert found["tasks"]["level"] == "fail"
+    assert sentence in found["tasks"]["found"]
+
+
+# --- PostgreSQL
+
+
+async def test_tables_of_another_release_fail_and_redis_is_still_looked_at(bench, commands):
+    await bench.db.execute("UPDATE jobq.alembic_version SET version_num = 'jobq_9999'")
+
+    found = await findings(commands, code=ExitCode.FAILED)
+
+    assert found["postgresql"]["level"] == "fail"
+    assert "jobq_9999" in found["postgresql"]["found"]
+    assert found["eviction"]["level"] == "ok"
+
+
+async def test_a_replica_fails(bench, commands):
+    database = await bench.db.fetchval("SELECT current_database()")
+    await bench.db.execute(
+        f"CREATE FUNCTION public.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true';"
+        f"ALTER DATABASE {database} SET search_path = public, pg_catalog"
+    )
+
+    found = await findings(commands, code=ExitCode.FAILED)
+
+    assert "the database URL leads to a replica" in found["postgresql"]["found"]
+
+
+async def test_a_transaction_open_for_long_is_found(bench, commands, database_url, monkeypatch):
+    monkeypatch.setattr("jobq.cli.findings._HELD_TOO_LONG_S", 0.0)
+    reader = await asyncpg.connect(database_url, server_settings={"application_name": "report"})
+    await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
+
+    found = await findings(commands, code=ExitCode.OK)
+
+    assert found["snapshots"]["level"] == "warn"
+    assert f"by session {reader.get_server_pid()} report idle in transaction" in found["snapshots"]["found"]
+    assert "pg_terminate_backend" in found["snapshots"]["remedy"]
+    await reader.close()
+
+
+async def test_both_stores_away_are_two_findings_with_the_passwords_hidden(commands):
+    away = {
+        "JOBQ_DATABASE_URL": "postgresql://u:secret@127.0.0.1:1/db",
+        "JOBQ_REDIS_URL": "redis://:secret@127.0.0.1:1/0",
+    }
+
+    found = await findings(commands, code=ExitCode.FAILED, **away)
+
+    assert found["postgresql"]["found"].startswith("cannot reach PostgreSQL at postgresql://u:***@127.0.0.1:1/db")
+    assert found["redis"]["found"].startswith("cannot reach Redis at redis://:***@127.0.0.1:1/0")
+    assert found["redis"]["remedy"] == "check that it runs and that --redis-url or JOBQ_REDIS_URL is right"
+
+
+# --- Redis
+
+
+@pytest.mark.parametrize(("limit", "level", "code"), [("200mb", "fail", ExitCode.FAILED), ("0", "warn", ExitCode.OK)])
+async def test_a_redis_that_evicts_is_found(bench, commands, redis_url, limit, level, code):
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.config_set("maxmemory", limit)
+        try:
+            found = await findings(commands, code=code)
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", "0")
+
+    assert found["eviction"]["level"] == level
+    assert "maxmemory-policy is allkeys-lru" in found["eviction"]["found"]
+    assert "noeviction" in found["eviction"]["remedy"]
+
+
+async def test_the_text_has_a_line_a_finding_and_its_remedy_below(bench, commands):
+    result = await commands.run("doctor", FORCE_COLOR="1")
+
+    assert result.exit_code == ExitCode.OK
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("ok    versions     jobq 0.1.0, python 3.")
+    at = lines.index("warn  relay        none leads, so nothing reaches Redis")
+    assert lines[at + 1].strip() == "jobq relay"
+    assert result.stderr.endswith("need attention\n")

@@ -1,0 +1,612 @@
+"""The turns of a worker: what is fetched, what is read, and what is therefore never run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import pytest
+
+from jobq import JobQ
+from jobq.model import Entry
+from jobq.worker.worker import Worker
+from tests.builders import Bench, Gate, any_id, entry_of, settled, started, turn
+from tests.waiting import until
+
+
+@pytest.fixture
+async def bench(database_url: str, redis_url: str) -> AsyncIterator[Bench]:
+    async with Bench.open(database_url, redis_url) as bench:
+        yield bench
+
+
+def note_runs(app: JobQ, **options: object) -> tuple[object, list[int]]:
+    """A task that notes its number when it runs, and the notes."""
+    runs: list[int] = []
+
+    @app.task(**options)  # type: ignore[call-overload]
+    async def note(number: int) -> None:
+        runs.append(number)
+
+    return note, runs
+
+
+def gated(app: JobQ, name: str = "gated") -> tuple[object, Gate]:
+    """A task that runs until its gate opens."""
+    gate = Gate()
+
+    @app.task(name=name)
+    async def wait_at_gate() -> None:
+        await gate.wait()
+
+    return wait_at_gate, gate
+
+
+async def test_a_committed_job_runs_once_and_leaves_nothing_behind(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    await bench.commit_and_relay(note, 7)
+
+    await turn(worker)
+
+    assert runs == [7]
+    assert len(worker.owned) == 0
+    await bench.assert_drained()
+
+
+# --- what is never run -------------------------------------------------------------------------------------------
+
+
+async def test_an_entry_whose_row_is_gone_is_a_ghost_and_never_runs(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    job_id = await bench.commit_and_relay(note, 1)
+    await bench.db.execute("DELETE FROM jobq.outbox WHERE id = $1", job_id)
+
+    await turn(worker)
+
+    assert runs == []
+    assert (await bench.stats())["ghost"] == 1
+    await bench.assert_drained()
+
+
+async def test_an_entry_whose_row_is_newer_is_a_ghost_and_never_runs(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    job_id = await bench.commit_and_relay(note, 1)
+    await bench.db.execute("UPDATE jobq.outbox SET generation = 2 WHERE id = $1", job_id)
+
+    await turn(worker)
+
+    assert runs == []
+    assert (await bench.stats())["ghost"] == 1
+    assert await bench.row(job_id) is not None
+
+
+async def test_an_entry_whose_row_is_older_is_rewound_and_never_runs(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    job_id = await bench.enqueue(note, 1)
+    await bench.db.execute("UPDATE jobq.outbox SET generation = 5 WHERE id = $1", job_id)
+    await bench.relay()
+    await bench.db.execute("UPDATE jobq.outbox SET generation = 3 WHERE id = $1", job_id)
+
+    await turn(worker)
+
+    assert runs == []
+    assert (await bench.stats())["rewound"] == 1
+    assert await bench.broker.known("default", [job_id]) == [0], "the relay's walk brings the row again"
+    assert await bench.row(job_id) is not None
+
+
+async def test_a_forged_entry_starts_nothing(bench: Bench) -> None:
+    _, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    await bench.broker.push("default", [Entry.of(any_id(), 1, 1).raw], expected="*", token="forged")
+
+    await turn(worker)
+
+    assert runs == []
+    assert (await bench.stats())["ghost"] == 1
+    await bench.assert_drained()
+
+
+async def test_a_cancelled_job_does_not_run(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    job_id = await bench.commit_and_relay(note, 1)
+    async with bench.app.database.sessions.begin() as session:
+        assert await bench.app.cancel(session, job_id)
+
+    await turn(worker)
+
+    assert runs == []
+    await bench.assert_drained()
+
+
+async def test_garbage_in_a_working_list_is_dropped_and_counted(bench: Bench) -> None:
+    worker = await bench.worker()
+    await bench.redis.rpush(bench.broker.keys("default").working(worker.name), b"\xff\x00 not an entry")
+
+    await worker.turns.adopt("default", await bench.working(worker))
+
+    assert await bench.working(worker) == []
+    assert (await bench.stats())["garbage"] == 1
+
+
+# --- the primary, and no other database --------------------------------------------------------------------------
+
+
+async def cut_lines(bench: Bench, worker: Worker) -> None:
+    """Lose the worker's own connections, as a failover does."""
+    await bench.db.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name LIKE $1",
+        f"jobq:{worker.name}%",
+    )
+
+
+async def test_another_database_behind_the_url_is_refused_and_nothing_is_dropped(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    job_id = await bench.commit_and_relay(note, 1)
+    mine = await bench.db.fetchval("SELECT database_id FROM jobq.meta")
+    # Another database with the same schema: not mine, and empty.
+    await bench.db.execute("UPDATE jobq.meta SET database_id = gen_random_uuid()")
+    await bench.db.execute("ALTER TABLE jobq.outbox RENAME TO outbox_of_mine")
+    await bench.db.execute("CREATE TABLE jobq.outbox (LIKE jobq.outbox_of_mine INCLUDING ALL)")
+    await cut_lines(bench, worker)
+
+    reading = asyncio.create_task(started(worker))
+    await until(lambda: worker.turns._database_outage._since is not None, "the database was refused")
+    stats_while_away = await bench.stats()
+    working_while_away = await bench.working(worker)
+    await bench.db.execute("DROP TABLE jobq.outbox")
+    await bench.db.execute("ALTER TABLE jobq.outbox_of_mine RENAME TO outbox")
+    await bench.db.execute("UPDATE jobq.meta SET database_id = $1", mine)
+    await reading
+    await until(lambda: not worker.turns.runs, "the run ended")
+    await settled(worker)
+
+    assert "ghost" not in stats_while_away
+    assert [entry[:32] for entry in working_while_away] == [job_id.hex.encode()]
+    assert runs == [1]
+    await bench.assert_drained()
+
+
+async def test_reading_waits_for_postgresql_and_drops_nothing(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    await bench.commit_and_relay(note, 1)
+    await cut_lines(bench, worker)
+
+    await turn(worker)
+
+    assert runs == [1]
+    await bench.assert_drained()
+
+
+# --- tasks nobody here knows -------------------------------------------------------------------------------------
+
+
+async def test_a_job_of_an_unknown_task_is_parked_and_runs_where_the_task_is_known(bench: Bench) -> None:
+    older_release = await bench.second_app()
+    note, runs = note_runs(bench.app)
+    old, new = await bench.worker(app=older_release), await bench.worker()
+    job_id = await bench.commit_and_relay(note, 1)
+
+    await turn(old)
+    parked = await bench.redis.lrange(bench.broker.keys("default").parked("note"), 0, -1)
+    await bench.broker.unpark("default", sorted(bench.app.tasks))
+    await turn(new)
+
+    assert [entry[:32] for entry in parked] == [job_id.hex.encode()]
+    assert len(old.owned) == 0
+    assert runs == [1]
+    await bench.assert_drained()
+
+
+async def test_a_renamed_task_still_runs_under_its_old_name(bench: Bench) -> None:
+    older_release = await bench.second_app()
+
+    @older_release.task
+    async def old_name(number: int) -> None: ...
+
+    _, runs = note_runs(bench.app, aliases=["old_name"])
+    worker = await bench.worker()
+    await bench.commit_and_relay(old_name, 3)
+
+    await turn(worker)
+
+    assert runs == [3]
+
+
+# --- order -------------------------------------------------------------------------------------------------------
+
+
+async def test_urgent_jobs_are_fetched_first(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker(concurrency=1)
+    for priority in (4, 2, 1, 3):
+        await bench.commit_and_relay(note, priority, priority=priority)
+
+    for _ in range(4):
+        await turn(worker)
+
+    assert runs == [1, 2, 3, 4]
+
+
+async def test_every_queue_of_a_worker_gets_its_turn(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker(queues=("a", "b"), concurrency=1)
+    for number in range(3):
+        await bench.enqueue(note, number, queue="a")
+        await bench.enqueue(note, 10 + number, queue="b")
+    await bench.relay()
+
+    for _ in range(6):
+        await turn(worker)
+
+    assert sorted(runs) == [0, 1, 2, 10, 11, 12]
+    assert {number >= 10 for number in runs[:2]} == {True, False}, "no queue waits for another one to be empty"
+    await bench.assert_drained()
+
+
+async def test_a_worker_leaves_other_queues_alone(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker(queues=("a",))
+    await bench.commit_and_relay(note, 1, queue="b")
+
+    await started(worker)
+
+    assert runs == []
+    assert len(await bench.ready("b")) == 1
+
+
+# --- how much is fetched -----------------------------------------------------------------------------------------
+
+
+async def test_no_more_is_fetched_than_there_are_free_slots(bench: Bench) -> None:
+    wait_at_gate, gate = gated(bench.app)
+    worker = await bench.worker(concurrency=2)
+    for _ in range(3):
+        await bench.commit_and_relay(wait_at_gate)
+
+    await started(worker)
+    await gate.arrived.wait()
+    await started(worker)
+
+    assert len(worker.turns.runs) == 2
+    assert len(await bench.working(worker)) == 2
+    assert len(await bench.ready()) == 1
+    gate.open.set()
+    await until(lambda: not worker.turns.runs, "both runs ended")
+    await turn(worker)
+    await bench.assert_drained()
+
+
+async def test_a_quiet_worker_fetches_nothing_and_runs_on(bench: Bench) -> None:
+    wait_at_gate, gate = gated(bench.app)
+    worker = await bench.worker()
+    await bench.commit_and_relay(wait_at_gate)
+    await started(worker)
+    await gate.arrived.wait()
+
+    worker.orders.quiet.set()
+    await bench.commit_and_relay(wait_at_gate)
+    await started(worker)
+
+    assert len(worker.turns.runs) == 1
+    assert len(await bench.ready()) == 1
+    gate.open.set()
+    await until(lambda: not worker.turns.runs, "the run ended")
+    await settled(worker)
+
+
+async def test_nothing_starts_when_the_last_answered_beat_is_too_old(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    await bench.commit_and_relay(note, 1)
+    worker.heartbeat.acked_at -= worker.settings.start_margin
+
+    await started(worker)
+    nothing_fetched = await bench.working(worker)
+    worker.heartbeat.step()
+    await turn(worker)
+
+    assert nothing_fetched == []
+    assert runs == [1]
+
+
+async def test_what_was_fetched_before_the_lease_became_doubtful_goes_back_unrun(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    await bench.commit_and_relay(note, 1)
+    holdings = await worker.turns._fetch()
+    jobs = await worker.turns._read(holdings)
+
+    worker.heartbeat.acked_at -= worker.settings.start_margin
+    worker.turns._start(holdings, jobs)
+    await settled(worker)
+
+    assert runs == []
+    assert len(worker.owned) == 0
+    assert len(await bench.ready()) == 1
+
+
+async def test_a_fenced_worker_fetches_nothing_until_it_has_beaten_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    await bench.redis.flushall()
+    await bench.commit_and_relay(note, 1)
+
+    await started(worker)
+    await started(worker)
+    fetched_while_fenced = await bench.working(worker)
+    worker.heartbeat.step()
+    await turn(worker)
+
+    assert fetched_while_fenced == []
+    assert [record.message for record in caplog.records].count(
+        "fenced: redis does not know this worker, waiting for the next beat"
+    ) == 1
+    assert runs == [1]
+
+
+# --- the bell ----------------------------------------------------------------------------------------------------
+
+
+async def test_an_idle_worker_is_woken_by_the_bell_and_never_blocks_on_a_queue(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    idle = asyncio.create_task(worker.turns.step())
+
+    async def is_blocked() -> str | None:
+        clients = await bench.redis.client_list()
+        return next((client["cmd"] for client in clients if "b" in client["flags"]), None)
+
+    command = await until(is_blocked, "the idle worker blocks on something")
+    await bench.commit_and_relay(note, 1)
+    await asyncio.wait_for(idle, 0.9)
+    await turn(worker)
+
+    assert command == "blpop"
+    assert await bench.working(worker) == []
+    assert runs == [1]
+
+
+async def test_no_entry_is_lost_when_an_idle_worker_is_interrupted_again_and_again(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker(concurrency=100)
+
+    for number in range(30):
+        idle = asyncio.create_task(worker.turns.step())
+        await asyncio.sleep(0)
+        await bench.commit_and_relay(note, number)
+        idle.cancel()
+        await asyncio.gather(idle, return_exceptions=True)
+        worker.turns._release_unstarted()
+    await settled(worker)
+    while await bench.ready():
+        await turn(worker)
+    # What a cancelled fetch moved without telling: two beats find it.
+    worker.heartbeat.step()
+    worker.heartbeat.step()
+    await until(lambda: len(worker.turns._adopted) == len(worker.heartbeat._before["default"].unknown), "adopted")
+    while worker.turns._adopted:
+        await turn(worker)
+    await until(lambda: not worker.turns.runs, "all runs ended")
+    await settled(worker)
+
+    assert sorted(runs) == list(range(30))
+    await bench.assert_drained()
+
+
+# --- suspects ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_that_killed_two_workers_runs_with_nothing_beside_it(bench: Bench) -> None:
+    beside: list[int] = []
+    wait_at_gate, gate = gated(bench.app)
+    note, runs = note_runs(bench.app)
+    suspect_gate = Gate()
+    worker = await bench.worker()
+
+    @bench.app.task
+    async def suspect() -> None:
+        beside.append(len(worker.turns.runs))
+        await suspect_gate.wait()
+        beside.append(len(worker.turns.runs))
+
+    await bench.commit_and_relay(wait_at_gate)
+    suspect_id = await bench.enqueue(suspect)
+    await bench.db.execute("UPDATE jobq.outbox SET crashes = 2 WHERE id = $1", suspect_id)
+    await bench.relay()
+
+    await started(worker)
+    await gate.arrived.wait()
+    await bench.commit_and_relay(note, 1)
+    await started(worker)
+    assert not suspect_gate.arrived.is_set(), "it waits for the others to end"
+    assert len(await bench.ready()) == 1, "nothing is fetched while it waits"
+
+    gate.open.set()
+    await until(lambda: not worker.turns.runs, "the innocent ended")
+    await started(worker)
+    await suspect_gate.arrived.wait()
+    await started(worker)
+    assert runs == [], "nothing is fetched while it runs"
+
+    suspect_gate.open.set()
+    await until(lambda: not worker.turns.runs, "the suspect ended")
+    await turn(worker)
+
+    assert beside == [1, 1]
+    assert runs == [1]
+    await bench.assert_drained()
+
+
+async def test_a_suspect_that_was_cancelled_while_it_waited_does_not_run(bench: Bench) -> None:
+    wait_at_gate, gate = gated(bench.app)
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    await bench.commit_and_relay(wait_at_gate)
+    suspect_id = await bench.enqueue(note, 1)
+    await bench.db.execute("UPDATE jobq.outbox SET crashes = 2 WHERE id = $1", suspect_id)
+    await bench.relay()
+    await started(worker)
+    await gate.arrived.wait()
+
+    await bench.db.execute("DELETE FROM jobq.outbox WHERE id = $1", suspect_id)
+    gate.open.set()
+    await until(lambda: not worker.turns.runs, "the innocent ended")
+    await started(worker)
+    await until(lambda: not worker.turns.runs, "nothing runs")
+    await settled(worker)
+
+    assert runs == []
+    await bench.assert_drained()
+
+
+# --- what the heartbeat finds ------------------------------------------------------------------------------------
+
+
+async def test_adopted_entries_beyond_the_free_slots_are_released(bench: Bench) -> None:
+    wait_at_gate, gate = gated(bench.app)
+    worker = await bench.worker(concurrency=2)
+    for _ in range(3):
+        await bench.commit_and_relay(wait_at_gate)
+    raws = (await bench.broker.fetch("default", worker.name, 3)).entries  # type: ignore[union-attr]
+
+    await worker.turns.adopt("default", raws)
+    await started(worker)
+    await gate.arrived.wait()
+    await settled(worker)
+
+    assert len(worker.turns.runs) == 2
+    assert await bench.ready() == [raws[2]]
+    assert (await bench.stats())["adopted"] == 3
+    gate.open.set()
+    await until(lambda: not worker.turns.runs, "the runs ended")
+    await settled(worker)
+
+
+async def test_what_is_owned_is_ignored_when_it_is_adopted_again(bench: Bench) -> None:
+    wait_at_gate, gate = gated(bench.app)
+    worker = await bench.worker()
+    await bench.commit_and_relay(wait_at_gate)
+    await started(worker)
+    await gate.arrived.wait()
+
+    await worker.turns.adopt("default", await bench.working(worker))
+    await started(worker)
+
+    assert len(worker.turns.runs) == 1
+    gate.open.set()
+    await until(lambda: not worker.turns.runs, "the run ended")
+    await settled(worker)
+    await bench.assert_drained()
+
+
+async def test_entries_that_turn_up_while_the_worker_stops_go_back(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    await bench.commit_and_relay(note, 1)
+    fetched = await bench.broker.fetch("default", worker.name, 1)
+    assert fetched is not None
+
+    worker.orders.stopping.set()
+    worker.turns.hand_back_unstarted()
+    await worker.turns.adopt("default", fetched.entries)
+    await settled(worker)
+
+    assert len(worker.owned) == 0
+    assert len(await bench.ready()) == 1
+    assert runs == []
+
+
+async def test_entries_are_not_stranded_when_redis_goes_away_during_their_adoption(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    await bench.commit_and_relay(note, 1)
+    fetched = await bench.broker.fetch("default", worker.name, 1)
+    assert fetched is not None
+    raws = [*fetched.entries, b"garbage"]
+
+    # Garbage beside it, and no answer when that is to be dropped.
+    working = bench.broker.keys("default").working(worker.name)
+    await bench.redis.rename(working, "aside")
+    await bench.redis.set(working, "of another type")
+    with pytest.raises(Exception, match="WRONGTYPE"):
+        await worker.turns.adopt("default", raws)
+    await bench.redis.delete(working)
+    await bench.redis.rename("aside", working)
+
+    assert worker.owned.listed("default") == [], "the next two beats must find it unknown again"
+    await worker.turns.adopt("default", fetched.entries)
+    await turn(worker)
+    assert runs == [1]
+
+
+async def test_a_turn_that_breaks_off_leaves_nothing_owned_by_nobody(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker(queues=("a", "b"))
+    await bench.enqueue(note, 1, queue="a")
+    await bench.enqueue(note, 2, queue="b")
+    await bench.relay()
+    working_b = bench.broker.keys("b").working(worker.name)
+    await bench.redis.set(working_b, "of another type")
+    turns = asyncio.create_task(worker.turns.take_until_stopped())
+
+    await until(lambda: 1 in runs or worker.settler.pending, "the turn was over")
+    await settled(worker)
+    await until(lambda: not worker.turns.runs, "the runs ended")
+    worker.orders.stopping.set()
+    worker.orders.wake()
+    await turns
+    await settled(worker)
+
+    assert len(worker.owned) == 0
+
+
+async def test_lost_ids_cancel_plain_runs(bench: Bench) -> None:
+    wait_at_gate, gate = gated(bench.app)
+    worker = await bench.worker()
+    job_id = await bench.commit_and_relay(wait_at_gate)
+    await started(worker)
+    await gate.arrived.wait()
+    await bench.db.execute("UPDATE jobq.outbox SET generation = 2 WHERE id = $1", job_id)
+
+    await worker.turns.lose("default", worker.owned.listed("default"))
+    await until(lambda: not worker.turns.runs, "the run was cancelled")
+    await settled(worker)
+
+    row = await bench.row(job_id)
+    assert row is not None
+    assert (row["generation"], row["attempts"]) == (2, 0), "its next run is elsewhere, and this one changed nothing"
+    assert len(worker.owned) == 0
+
+
+async def test_unknown_losses_are_nobodys_business(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    worker = await bench.worker()
+    caplog.set_level(logging.ERROR)
+
+    await worker.turns.lose("default", [Entry.of(any_id(), 1, 2).raw, b"garbage"])
+
+    assert caplog.records == []
+
+
+async def test_an_entry_of_a_row_is_what_the_relay_pushes(bench: Bench) -> None:
+    note, _ = note_runs(bench.app)
+    leader = await bench.leader()
+    job_id = await bench.enqueue(note, 1, priority=3)
+
+    async def is_pushed() -> bool:
+        await leader.step()
+        return bool(await bench.ready())
+
+    await until(is_pushed, "the relay pushed it")
+
+    assert await bench.ready() == [entry_of(await bench.row(job_id))]

@@ -1,0 +1,190 @@
+"""Calls that type checkers must accept, and the types they must see. Checked by test_source, never executed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, assert_type
+from uuid import UUID
+
+import asyncpg
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
+
+from jobq import Context, DeadJob, Enqueued, Intent, JobQ, Reject, Retry, RetryPolicy, Snooze, Task
+
+
+class Http:
+    async def post(self, url: str, *, headers: dict[str, str]) -> int:
+        raise NotImplementedError
+
+
+class State:
+    http: Http
+
+
+class BadAddress(Exception):
+    pass
+
+
+@asynccontextmanager
+async def lifespan() -> AsyncIterator[State]:
+    yield State()
+
+
+Session = async_sessionmaker[AsyncSession]()
+jobs = JobQ(database=Session, redis="redis://localhost", lifespan=lifespan)
+JobQ()
+JobQ(database="postgresql://localhost/shop", schema="work")
+
+
+# The forms of a task
+
+
+@jobs.task
+async def bare(ctx: Context[State], order_id: int, *, locale: str = "en") -> None:
+    assert_type(ctx.state, State)
+    assert_type(await ctx.state.http.post("/", headers=dict(ctx.headers)), int)
+    raise Retry(delay=2.5)
+
+
+@jobs.task(queue="mail", retry=RetryPolicy(max_attempts=8, never=(BadAddress,)), timeout=30)
+async def with_options(ctx: Context[State], order_id: int, *, locale: str = "en") -> None:
+    raise Reject("no such address")
+
+
+@jobs.task()
+async def with_empty_brackets(order_id: int) -> None:
+    raise Snooze(timedelta(hours=1))
+
+
+@jobs.task
+async def without_context(order_id: int, note: str | None = None) -> int:
+    return order_id
+
+
+@jobs.task
+def synchronous(order_id: int) -> str:
+    return str(order_id)
+
+
+@jobs.task(aliases=["old_name"], timeout=timedelta(minutes=1))
+def synchronous_with_context(ctx: Context[State], order_id: int) -> str:
+    return f"{ctx.state} {order_id}"
+
+
+@jobs.task
+async def bare_context(ctx: Context, invoice_id: int) -> None:
+    assert_type(ctx.id, UUID)
+    assert_type(ctx.attempt, int)
+    assert_type(ctx.stopping, bool)
+    async with ctx.complete() as session:
+        assert_type(session, AsyncSession)
+        await bare.enqueue(session, invoice_id)
+
+
+@jobs.task
+async def no_arguments() -> None: ...
+
+
+@jobs.task(name="only.context")
+async def only_context(ctx: Context) -> None: ...
+
+
+@jobs.on_dead
+async def alert(session: AsyncSession, job: DeadJob) -> None:
+    await with_options.enqueue(session, 7)
+
+
+# Every transaction
+
+
+async def every_transaction(
+    session: AsyncSession,
+    connection: AsyncConnection,
+    scoped: async_scoped_session[AsyncSession],
+    driver: asyncpg.Connection[asyncpg.Record],
+    pool: asyncpg.Pool[asyncpg.Record],
+) -> None:
+    for tx in (session, connection, scoped):
+        await bare.enqueue(tx, 7)
+    await bare.enqueue(driver, 7)
+    async with pool.acquire() as proxy, proxy.transaction():
+        await bare.enqueue(proxy, 7)
+        await jobs.enqueue_many(proxy, [bare.job(7)])
+        await jobs.cancel(proxy, UUID(int=7))
+
+
+async def every_form(session: AsyncSession) -> None:
+    assert_type(await bare.enqueue(session, 7), Enqueued)
+    await bare.enqueue(session, 7, locale="sv")
+    await bare.enqueue(session, order_id=7, locale="sv")
+    await with_options.enqueue(session, 7, locale="sv")
+    await with_empty_brackets.enqueue(session, 7)
+    await without_context.enqueue(session, 7)
+    await without_context.enqueue(session, 7, None)
+    await without_context.enqueue(session, 7, note="x")
+    await synchronous.enqueue(session, 7)
+    await synchronous_with_context.enqueue(session, 7)
+    await bare_context.enqueue(session, 7)
+    await no_arguments.enqueue(session)
+    await only_context.enqueue(session)
+
+
+# Options, intents, answers
+
+
+async def options(session: AsyncSession, ids: list[int]) -> None:
+    urgent = with_options.opts(
+        delay=5,
+        priority=1,
+        queue="mail",
+        max_attempts=3,
+        timeout=timedelta(seconds=1),
+        idempotency_key="order:7",
+        idempotency_ttl=3600.0,
+        headers={"traceparent": "00"},
+    )
+    job = await urgent.enqueue(session, 7, locale="sv")
+    assert_type(job.id, UUID)
+    assert_type(job.created, bool)
+    await bare.opts(run_at=datetime.now(UTC)).opts(priority=1).enqueue(session, 7)
+    assert_type(bare.job(7, locale="sv"), Intent)
+    assert_type(await jobs.enqueue_many(session, (bare.job(id_) for id_ in ids)), list[Enqueued])
+    await jobs.enqueue_many(session, [synchronous.job(7), bare.opts(delay=1).job(8)])
+    assert_type(await jobs.cancel(session, job.id), bool)
+
+
+# A task is still its function
+
+
+async def still_a_function(ctx: Context[State]) -> None:
+    assert_type(await bare(ctx, 7), None)
+    await with_options(ctx, 7, locale="sv")
+    assert_type(await without_context(7), int)
+    await bare_context(ctx, 7)
+    assert_type(synchronous(7), str)
+    assert_type(synchronous_with_context(ctx, 7), str)
+    await no_arguments()
+
+
+def any_task(task: Task[..., Any, Any]) -> str:
+    return task.name
+
+
+any_task(bare)
+any_task(synchronous)
+
+
+def databases(engine: AsyncEngine) -> None:
+    JobQ(database=engine)
+
+
+def policies() -> None:
+    RetryPolicy(delay=lambda attempt, error: attempt * 2.0)

@@ -1,0 +1,168 @@
+"""Calls that type checkers must refuse: an error on each line marked so, and on no other.
+
+Checked by test_source, never executed.
+"""
+
+from __future__ import annotations
+
+import asyncpg
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session
+
+from jobq import Context, JobQ, RetryPolicy
+
+jobs = JobQ()
+
+
+class State:
+    name: str
+
+
+@jobs.task
+async def bare(ctx: Context[State], order_id: int, *, locale: str = "en") -> None:
+    print(ctx.state.nickname)  # refused
+    ctx.state = State()
+    await ctx.complete()  # refused
+
+
+@jobs.task(queue="mail")
+async def with_options(ctx: Context[State], order_id: int, *, locale: str = "en") -> None: ...
+
+
+@jobs.task
+async def without_context(order_id: int) -> int:
+    return order_id
+
+
+@jobs.task
+def synchronous(order_id: int) -> str:
+    return str(order_id)
+
+
+@jobs.task
+async def bare_context(ctx: Context, order_id: int) -> None:
+    print(ctx.state.name)  # refused
+
+
+async def the_transaction_comes_first(session: AsyncSession) -> None:
+    await bare.enqueue(7)  # refused
+    await bare.enqueue()  # refused
+    await bare.enqueue(order_id=7)  # refused
+    await bare.enqueue(7, session)  # refused
+    await bare.enqueue(tx=session, order_id=7)  # refused
+    await with_options.enqueue(7)  # refused
+    await without_context.enqueue(7)  # refused
+    await synchronous.enqueue(7)  # refused
+    await bare_context.enqueue(7)  # refused
+    await jobs.enqueue_many([bare.job(7)])  # refused
+
+
+async def a_transaction_is_one(
+    ctx: Context[State],
+    session: Session,
+    connection: Connection,
+    engine: AsyncEngine,
+    maker: async_sessionmaker[AsyncSession],
+    pool: asyncpg.Pool[asyncpg.Record],
+) -> None:
+    await bare.enqueue(session, 7)  # refused
+    await bare.enqueue(connection, 7)  # refused
+    await bare.enqueue(engine, 7)  # refused
+    await bare.enqueue(maker, 7)  # refused
+    await bare.enqueue(pool, 7)  # refused
+    await bare.enqueue(ctx, 7)  # refused
+    await bare.enqueue(None, 7)  # refused
+    await jobs.enqueue_many(session, [bare.job(7)])  # refused
+    await jobs.cancel(engine, 7)  # refused
+
+
+async def wrong_types(session: AsyncSession) -> None:
+    await bare.enqueue(session, "7")  # refused
+    await bare.enqueue(session, 7, locale=5)  # refused
+    await bare.enqueue(session, order_id=None)  # refused
+    await with_options.enqueue(session, "7")  # refused
+    await without_context.enqueue(session, "7")  # refused
+    await synchronous.enqueue(session, "7")  # refused
+    await bare_context.enqueue(session, "7")  # refused
+    await bare.opts(priority=1).enqueue(session, "7")  # refused
+    bare.job("7")  # refused
+
+
+async def missing_arguments(session: AsyncSession) -> None:
+    await bare.enqueue(session)  # refused
+    await bare.enqueue(session, locale="sv")  # refused
+    await with_options.enqueue(session)  # refused
+    await without_context.enqueue(session)  # refused
+    await synchronous.enqueue(session)  # refused
+    await bare_context.enqueue(session)  # refused
+    bare.job()  # refused
+
+
+async def unknown_arguments(session: AsyncSession) -> None:
+    await bare.enqueue(session, 7, region="eu")  # refused
+    await bare.enqueue(session, 7, "sv")  # refused
+    await with_options.enqueue(session, 7, region="eu")  # refused
+    await without_context.enqueue(session, 7, region="eu")  # refused
+    await bare.enqueue(session, 7, delay=5)  # refused
+    await bare.enqueue(session, 7, priority=1)  # refused
+    bare.job(7, region="eu")  # refused
+
+
+async def the_context_is_jobqs_to_give(session: AsyncSession, ctx: Context[State]) -> None:
+    await bare.enqueue(session, ctx, 7)  # refused
+    await bare.enqueue(session, 7, ctx=ctx)  # refused
+    await with_options.enqueue(session, ctx, 7)  # refused
+    await bare_context.enqueue(session, ctx, 7)  # refused
+    bare.job(ctx, 7)  # refused
+
+
+async def a_call_is_the_functions(ctx: Context[State]) -> None:
+    await bare(7)  # refused
+    await bare(ctx, "7")  # refused
+    await bare(ctx, 7, "sv")  # refused
+    await synchronous(7)  # refused
+    print(await without_context(7) + "x")  # refused
+    await bare_context(7)  # refused
+
+
+async def a_context_has_one_state(ctx: Context, other: Context[int]) -> None:
+    await bare(ctx, 7)  # refused
+    await bare(other, 7)  # refused
+
+
+async def options(session: AsyncSession) -> None:
+    bare.opts(unique=True)  # refused
+    bare.opts(delay="5")  # refused
+    bare.opts(run_at="tomorrow")  # refused
+    bare.opts(priority="1")  # refused
+    bare.opts(headers={"a": 1})  # refused
+    bare.opts(5)  # refused
+    await jobs.enqueue_many(session, [7])  # refused
+    await jobs.enqueue_many(session, bare.job(7))  # refused
+    await jobs.enqueue_many(session, [bare])  # refused
+
+
+@jobs.task(que="mail")  # refused
+async def misspelt() -> None: ...
+
+
+@jobs.task(timeout="30")  # refused
+async def slow() -> None: ...
+
+
+@jobs.task("mail")  # refused
+async def positional() -> None: ...
+
+
+@jobs.on_dead  # refused
+async def alert(session: AsyncSession) -> None: ...
+
+
+def configuration(engine: Session) -> None:
+    JobQ(database=engine)  # refused
+    JobQ("postgresql://localhost/shop")  # refused
+    JobQ(redis=6379)  # refused
+    RetryPolicy(never=ValueError)  # refused
+    RetryPolicy(3)  # refused
+    RetryPolicy(max_attempts=3).max_attempts = 5  # refused
