@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 
@@ -10,6 +11,7 @@ from jobq import JobQ
 jobs = JobQ(database=os.environ.get("JOBQ_DATABASE_URL"), redis=os.environ.get("JOBQ_REDIS_URL"))
 
 started_at: list[float] = []
+started = asyncio.Event()
 
 
 @jobs.task
@@ -21,3 +23,4 @@ async def nothing(number: int, word: str) -> None:
 async def note_start(number: int) -> None:
     """Note when the run started. Only of use in the process that reads `started_at`."""
     started_at.append(time.perf_counter())
+    started.set()

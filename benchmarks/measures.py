@@ -158,12 +158,13 @@ async def _latencies_ms(stage: Stage) -> list[float]:
         group.create_task(worker.run())
         committed_at = []
         app.started_at.clear()
+        app.started.clear()
         for number in range(LATENCY_SAMPLES):
             async with application.database.sessions.begin() as session:
                 await app.note_start.enqueue(session, number)
             committed_at.append(time.perf_counter())
-            while len(app.started_at) <= number:
-                await asyncio.sleep(0.0002)
+            await app.started.wait()
+            app.started.clear()
             await asyncio.sleep(_IDLE_S)
         stopping.set()
         worker.orders.stopping.set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import UUID
@@ -66,10 +66,17 @@ class Bench:
         return worker
 
     async def leader(self, **settings: Any) -> Leader:
-        """A relay that leads, to be stepped by hand."""
+        """A relay that leads, to be stepped by hand. It reaches both stores as the application does."""
         connection = await self.app.database.connect(schema=self.app.schema, name="jobq:relay")
         self._stack.callback(connection.terminate)
-        return await Leader.start(connection, self.broker, self.app.schema, RelaySettings(**{"beat": 0.05, **settings}))
+        client = connect(self.app.redis_url)
+        self._stack.push_async_callback(client.aclose)
+        broker = Broker(client, self.broker.database_id)
+        return await Leader.start(connection, broker, self.app.schema, RelaySettings(**{"beat": 0.05, **settings}))
+
+    def closes(self, close: Callable[[], Awaitable[object]]) -> None:
+        """Call this at the end of the test."""
+        self._stack.push_async_callback(close)
 
     async def enqueue(self, task: Task[..., Any, Any], *args: Any, **options: Any) -> UUID:
         """Commit one job."""

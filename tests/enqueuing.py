@@ -41,6 +41,15 @@ async def connection_to(url: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
+@asynccontextmanager
+async def emptied(url: str) -> AsyncIterator[str]:
+    """A database for one test of many: faster than one each, since enqueue changes nothing but rows."""
+    yield url
+    await fetch(url, "DROP SCHEMA IF EXISTS other_jobs CASCADE")
+    await fetch(url, "DROP TABLE IF EXISTS orders")
+    await fetch(url, "TRUNCATE jobq.outbox, jobq.idempotency_key, jobq.dead")
+
+
 # Each opens a transaction that is committed at the end of the block, or rolled back by an exception.
 
 

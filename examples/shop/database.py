@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from .models import Base, Product
 
 url = make_url(os.environ["JOBQ_DATABASE_URL"]).set(drivername="postgresql+asyncpg")
-engine = create_async_engine(url, pool_size=20)
+engine = create_async_engine(url)
 Session = async_sessionmaker(engine, expire_on_commit=False)
 
 PRODUCTS = (

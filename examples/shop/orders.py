@@ -15,8 +15,8 @@ from .models import IN_STOCK, Order, Product
 class OrderForm(BaseModel):
     """What a customer asks for."""
 
-    email: str = Field(pattern=r"^[^@\s]+@[^@\s]+$", max_length=254)
-    item: str
+    email: str = Field(pattern=r"^[\w.+-]+@[\w.-]+$", max_length=254)
+    item: str = Field(pattern=r"^[\w -]+$", max_length=100)
     quantity: int = Field(ge=1, le=100)
 
 

@@ -29,7 +29,7 @@ from .stage import BEAT_S, LEASE_S, QUEUES, SLOTS, Stage
 from .stores import Stores
 from .table import last_words, table
 from .traffic import Traffic, plan
-from .verdict import judge
+from .verdict import Witness, judge
 
 _DONE_S = 90.0
 _QUIET_S = 15.0
@@ -57,29 +57,31 @@ async def _play(servers: embedded.Servers, orders: int, seed: int, screen: Scree
             f"2 relays, 2 workers with {SLOTS} slots, a shop and a mail server are up. "
             f"Lease {LEASE_S} s, a beat every {BEAT_S} s (by default 15 and 2)."
         )
+        witness = Witness(stores)
         faults = Faults(stage, stores, traffic, screen)
         async with anyio.create_task_group() as group:
-            group.start_soon(_watch, screen, stores, traffic, mailbox)
+            group.start_soon(_watch, screen, stores, witness, traffic, mailbox)
             async with anyio.create_task_group() as play:
                 play.start_soon(faults.run)
                 play.start_soon(traffic.run, stage.shop_url)
             await _wait_until_done(stage, stores)
             group.cancel_scope.cancel()
         screen.say(f"All {orders:,} orders sent, all jobs done. Counting.")
-        verdict = await judge(stores, traffic.answers, mailbox.mails)
+        verdict = await judge(stores, witness, traffic.answers, mailbox.mails)
+        screen.end()
         click.echo(f"\n{orders:,} orders over HTTP in {screen.elapsed_s:.0f} s, seed {seed}\n")
         click.echo(table(verdict, faults.recoveries))
-        color = None if os.environ.get("NO_COLOR") else "red" if verdict.problems else "green"
-        click.secho(f"\n{last_words(verdict)}", fg=color)
+        click.echo(f"\n{_colored(last_words(verdict), 'red' if verdict.problems else 'green')}")
         if keep:
             await _keep(servers, stage)
     return not verdict.problems
 
 
-async def _watch(screen: Screen, stores: Stores, traffic: Traffic, mailbox: Mailbox) -> None:
+async def _watch(screen: Screen, stores: Stores, witness: Witness, traffic: Traffic, mailbox: Mailbox) -> None:
     query = "SELECT (SELECT count(*) FROM ledger), (SELECT count(*) FROM jobq.outbox)"
     while True:
         ((booked, waiting),) = await stores.rows(query)
+        await witness.look()
         screen.show(Standing(traffic.sent, booked, len(mailbox.mails), waiting))
         await anyio.sleep(_SHOW_EVERY_S)
 
@@ -111,3 +113,7 @@ async def _keep(servers: embedded.Servers, stage: Stage) -> None:
     )
     with suppress(asyncio.CancelledError):
         await asyncio.get_running_loop().create_future()
+
+
+def _colored(text: str, color: str) -> str:
+    return text if os.environ.get("NO_COLOR") else click.style(text, fg=color)

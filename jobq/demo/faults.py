@@ -26,6 +26,7 @@ _PATIENCE_S = 3.0
 """How long a fault waits for a moment when it does harm."""
 _REPAIR_S = 60.0
 _POLL_S = 0.02
+_AIM_S = 0.002
 
 
 class Recovery(NamedTuple):
@@ -95,7 +96,7 @@ class Faults:
                 is_busy = mails > 0 and bookings >= max(1, round(SLOTS / 2 * (1 - impatience)))
                 if is_busy or (impatience > 1 and mails + bookings > 0) or impatience > 2:
                     return worker, name
-            await anyio.sleep(0.002)
+            await anyio.sleep(_AIM_S)
 
     async def _kill_leader(self, repairs: TaskGroup) -> None:
         leader, session = self.stage.leader(), await self.stores.leading_session()

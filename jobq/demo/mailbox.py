@@ -16,7 +16,7 @@ from typing import NamedTuple
 import anyio
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
-_ANSWER_S = (0.05, 0.3)
+_ANSWER_S = (0.05, 0.25)
 
 
 class Mail(NamedTuple):

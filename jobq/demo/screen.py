@@ -51,6 +51,9 @@ class Screen:
             self._next_line_at = time.monotonic() + _LINE_EVERY_S
             self.say(f"{standing.sent:,} of {self._total:,} orders sent, {_rest(standing)}")
 
+    def end(self) -> None:
+        """Make way for what comes on stdout."""
+
     def _line(self, text: str) -> str:
         return f"{self.elapsed_s:5.1f} s  {text}"
 
@@ -69,6 +72,9 @@ class BarScreen(Screen):
     def show(self, standing: Standing) -> None:
         self._progress.update(self._bar, completed=standing.sent, rest=_rest(standing))
 
+    def end(self) -> None:
+        self._progress.stop()
+
 
 @contextmanager
 def open_screen(total: int) -> Iterator[Screen]:
@@ -80,7 +86,11 @@ def open_screen(total: int) -> Iterator[Screen]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (TextColumn("orders"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rest]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    # Not redirected: what goes to stdout, a file perhaps, is none of the bar's.
+    progress = Progress(
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+    )
+    with progress:
         yield BarScreen(total, progress, progress.add_task("orders", total=total, rest=""))
 
 

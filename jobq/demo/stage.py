@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -23,7 +22,7 @@ from ..errors import ConfigurationError, JobqError
 
 LEASE_S = 5
 BEAT_S = 1
-SLOTS = 20
+SLOTS = 8
 """Jobs that one worker runs at the same time."""
 QUEUES = ("mail", "ledger")
 APP = "shop.jobs:jobs"
@@ -70,8 +69,9 @@ class Process:
         """End it by SIGKILL, and return when it is gone. May be repeated."""
         assert self._keeper.stdin is not None
         assert self._keeper.stdout is not None
-        with suppress(BrokenPipeError, ValueError):  # it has ended on its own, or was killed before
-            os.write(self._keeper.stdin.fileno(), bytes([signal.SIGKILL]))
+        if not self.has_ended:
+            # Not by way of the keeper, which may take milliseconds: faults are aimed at moments.
+            os.kill(self.pid, signal.SIGKILL)
         self._keeper.wait()
         self._keeper.stdin.close()
         self._keeper.stdout.close()

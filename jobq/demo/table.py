@@ -21,6 +21,7 @@ def table(verdict: Verdict, recoveries: Sequence[Recovery]) -> str:
         ("receipts", verdict.receipts, "a mail each"),
         ("LOST", verdict.lost, "bookings and receipts of committed orders"),
         ("booked twice", verdict.booked_twice, ""),
+        ("booked, and still to be booked", verdict.half_done, "at one moment; looked for all the while"),
         ("bookings of rolled-back orders", verdict.booked_after_rollback, ""),
         ("mails for rolled-back orders", verdict.mails_after_rollback, ""),
         ("duplicate mails", verdict.duplicate_mails, _ALLOWED),

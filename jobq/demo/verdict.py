@@ -33,6 +33,8 @@ class Verdict:
     lost_bookings: int
     lost_receipts: int
     booked_twice: int
+    half_done: int
+    """Orders that were seen booked while their booking was still to be done."""
     booked_after_rollback: int
     mails_after_rollback: int
     taken_twice: int
@@ -58,6 +60,7 @@ class Verdict:
             "orders without their booking": self.lost_bookings,
             "orders without their receipt": self.lost_receipts,
             "orders booked twice": self.booked_twice,
+            "orders were booked while their job was not done: a crash there books twice": self.half_done,
             "bookings of orders that were rolled back": self.booked_after_rollback,
             "mails for orders that were rolled back": self.mails_after_rollback,
             "orders taken twice for one Idempotency-Key": self.taken_twice,
@@ -69,7 +72,30 @@ class Verdict:
         return [f"{count} {what}" for what, count in found.items() if count]
 
 
-async def judge(stores: Stores, answers: Sequence[Answer], mails: Sequence[Mail]) -> Verdict:
+class Witness:
+    """Looks on while it all runs: no snapshot may show an order as booked and its booking as still to be done.
+
+    A worker that dies at such a moment books twice. `ctx.complete()` leaves none, so one look in thousands
+    that finds any is enough.
+    """
+
+    _QUERY = f"""
+        SELECT ledger.order_id FROM {SCHEMA}.outbox
+        JOIN ledger ON ledger.order_id = CAST(outbox.args ->> 'order_id' AS int)
+        WHERE outbox.task = 'book'
+    """
+
+    def __init__(self, stores: Stores):
+        self._stores = stores
+        self.looks = 0
+        self.half_done: set[int] = set()
+
+    async def look(self) -> None:
+        self.half_done |= {row["order_id"] for row in await self._stores.rows(self._QUERY)}
+        self.looks += 1
+
+
+async def judge(stores: Stores, witness: Witness, answers: Sequence[Answer], mails: Sequence[Mail]) -> Verdict:
     """Count everything."""
     order_of = {row["email"]: row["id"] for row in await stores.rows("SELECT id, email FROM orders")}
     orders = set(order_of.values())
@@ -89,6 +115,7 @@ async def judge(stores: Stores, answers: Sequence[Answer], mails: Sequence[Mail]
         lost_bookings=len(orders - bookings.keys()),
         lost_receipts=len(order_of.keys() - receipts.keys()),
         booked_twice=sum(count > 1 for count in bookings.values()),
+        half_done=len(witness.half_done),
         booked_after_rollback=len(bookings.keys() - orders),
         mails_after_rollback=sum(sent.total() for email, sent in sendings.items() if email not in order_of),
         # Two jobs for one order have two Message-IDs; two runs of one job have the same.

@@ -37,8 +37,9 @@ UNAVAILABLE: tuple[type[Exception], ...] = (
     asyncpg.TooManyConnectionsError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.ReadOnlySQLTransactionError,
+    PoolTimeout,
 )
-"""What asyncpg raises when PostgreSQL cannot be had just now; trying again is the remedy."""
+"""What asyncpg and SQLAlchemy's pool raise when PostgreSQL cannot be had just now; trying again is the remedy."""
 
 _CONNECT_TIMEOUT_S = 10.0
 _SESSION = {
@@ -111,10 +112,7 @@ class Database:
         the word of either), SchemaMismatch when the tables are missing, and asyncpg's errors.
         """
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-            pooled = await self.engine.raw_connection()
-            connection: asyncpg.Connection | None = pooled.driver_connection
-            pooled.detach()
-            assert connection is not None
+            connection = await self._open()
             try:
                 await self._prepare(connection, schema, name)
             except BaseException:
@@ -136,6 +134,20 @@ class Database:
         """Close the engine if it was made here; the application's own stays as it is."""
         if self._owned:
             await self.engine.dispose()
+
+    async def _open(self) -> asyncpg.Connection:
+        try:
+            pooled = await self.engine.raw_connection()
+        except Exception as error:
+            # SQLAlchemy wraps what the driver raises while it connects: a server that starts or stops, say.
+            cause = error.__cause__
+            if cause is not None and isinstance(cause, (asyncpg.PostgresError, *UNAVAILABLE)):
+                raise cause from None
+            raise
+        connection: asyncpg.Connection | None = pooled.driver_connection
+        pooled.detach()
+        assert connection is not None
+        return connection
 
     async def _prepare(self, connection: asyncpg.Connection, schema: str, name: str) -> None:
         for setting, value in (_SESSION | {"application_name": name}).items():

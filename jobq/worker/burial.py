@@ -18,7 +18,7 @@ import asyncpg
 from ..app import JobQ
 from ..model import DeadJob
 from ..outbox import settle
-from ..outbox.database import PoolTimeout, is_unavailable
+from ..outbox.database import is_unavailable
 from ..outbox.settle import Burial
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Undertaker:
             try:
                 buried |= await self._bury_with_hooks(connection, end)
             except Exception as error:
-                if not isinstance(error, _HookFailed) and (is_unavailable(error) or isinstance(error, PoolTimeout)):
+                if is_unavailable(error):
                     raise
                 fields = {"job": str(end.id)}
                 log.exception("on_dead failed, burying without it", extra={"fields": fields})

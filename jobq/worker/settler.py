@@ -66,7 +66,7 @@ class Settler:
         self._moves: dict[_Move, list[Holding]] = defaultdict(list)
         self._in_hand = 0
         self._writing = anyio.CancelScope()
-        self._is_giving_up = False
+        self._giving_up = asyncio.Event()
         self._work = asyncio.Event()
         self._empty = asyncio.Event()
         self._database_outage = Outage("postgresql", "settler")
@@ -105,7 +105,7 @@ class Settler:
 
         A write that is under way is broken off. If it happens all the same, the entry is a ghost when it is read.
         """
-        self._is_giving_up = True
+        self._giving_up.set()
         self._writing.cancel()
         self._work.set()
 
@@ -132,7 +132,18 @@ class Settler:
                 log.exception("settling failed, trying again")
                 self._work.set()
                 pause = _PAUSE_AFTER_BUG_S
-            await asyncio.sleep(pause)
+            await self._rest(pause)
+
+    async def _rest(self, seconds: float) -> None:
+        """Let others run; longer while a store is away, unless the worker gives up waiting for it."""
+        if not seconds:
+            await asyncio.sleep(0)
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._giving_up.wait()
+        except TimeoutError:
+            pass
 
     async def step(self) -> float:
         """Flush what has ended, first to PostgreSQL, then to Redis. Returns the seconds until the next try."""
@@ -140,7 +151,8 @@ class Settler:
         pause = 0.0
         with anyio.CancelScope() as self._writing:
             pause = await self._flush_rows()
-        if self._is_giving_up:
+        if self._giving_up.is_set():
+            self._giving_up.clear()
             self._release_unwritten()
         pause = max(pause, await self._flush_entries())
         (self._work if self.pending else self._empty).set()

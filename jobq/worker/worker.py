@@ -40,6 +40,8 @@ _UNPARK_EVERY_BEATS = 5
 _CANCEL_WAIT_S = 5.0
 _FLUSH_WAIT_S = 10.0
 _TICK_S = 0.25
+_DEREGISTER_TRIES = 3
+"""After an outage every pooled connection fails once."""
 
 EXIT_LEFT_BEHIND = 6
 
@@ -194,14 +196,16 @@ class Worker:
             await self.settler.flushed()
 
     async def _deregister(self) -> None:
-        for queue in self.settings.queues:
+        for attempt in range(1, _DEREGISTER_TRIES + 1):
             try:
-                counters = await self.broker.beats(queue)
-                if self.name in counters:
-                    await self.broker.sweep(queue, self.name, counters[self.name], {})
-            except TROUBLE as error:
-                log.warning("could not deregister, a sweeper will", extra={"fields": {"error": str(error)}})
+                for queue in self.settings.queues:
+                    counters = await self.broker.beats(queue)
+                    if self.name in counters:
+                        await self.broker.sweep(queue, self.name, counters[self.name], {})
                 return
+            except TROUBLE as error:
+                if attempt == _DEREGISTER_TRIES:
+                    log.warning("could not deregister, a sweeper will", extra={"fields": {"error": str(error)}})
 
     def _warn_of_small_pool(self) -> None:
         limit = self.app.database.pool_limit

@@ -95,6 +95,11 @@ class Proxy:
             connection.is_silent = True
             connection.server.close()
 
+    def half_open_and_cut(self) -> None:
+        """Half open, then reset a moment later: as when a firewall forgets, and the kernel gives up."""
+        self.half_open()
+        asyncio.get_running_loop().call_later(0.02, self.cut)
+
     @property
     def open_connections(self) -> int:
         return len(self._connections)

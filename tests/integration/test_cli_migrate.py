@@ -98,10 +98,7 @@ def test_current_check_fails_unless_the_tables_are_those_of_this_release(run):
 
     assert outcome(at_head) == (ExitCode.OK, f"{HEAD} (head)\n")
     assert outcome(missing) == (ExitCode.FAILED, "none\n")
-    assert (
-        missing.stderr
-        == "Error: the tables of jobq are missing in schema 'jobq': run `jobq migrate upgrade`\n"
-    )
+    assert missing.stderr == "Error: the tables of jobq are missing in schema 'jobq': run `jobq migrate upgrade`\n"
 
 
 def test_stamp_records_a_revision(run):
@@ -249,9 +246,7 @@ def test_an_application_without_a_database_takes_the_url(app, run):
 
 
 def test_a_typed_url_stands_above_an_application_of_the_environment(database_url, run):
-    result = run(
-        "current", "--database-url", database_url, JOBQ_APP="no_such:app", JOBQ_DATABASE_URL=NOT_LISTENING
-    )
+    result = run("current", "--database-url", database_url, JOBQ_APP="no_such:app", JOBQ_DATABASE_URL=NOT_LISTENING)
 
     assert outcome(result) == (ExitCode.OK, f"{HEAD} (head)\n")
 

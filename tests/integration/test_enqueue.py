@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -22,10 +22,12 @@ from sqlalchemy.orm import Session
 
 from jobq import ConfigurationError, Context, Enqueued, InvalidArguments, JobQ, NotInTransaction, migrate
 from jobq.settings import ARGS_LIMIT
+from tests.conftest import _database as create_database
 from tests.enqueuing import (
     OPENERS,
     asyncpg_connection,
     connection_to,
+    emptied,
     engine_for,
     execute,
     fetch,
@@ -37,6 +39,18 @@ from tests.enqueuing import (
 
 jobs = JobQ(redis="redis://127.0.0.1:1")  # nothing listens there, and nothing may ask
 SECRET = "hunter2"
+
+
+@pytest.fixture(scope="module")
+async def module_database(servers: Any, template_database: str, anyio_backend: str) -> AsyncIterator[str]:
+    async with create_database(servers.database_url, f"jobq_test_{uuid4().hex}", template_database) as url:
+        yield url
+
+
+@pytest.fixture
+async def database_url(module_database: str) -> AsyncIterator[str]:
+    async with emptied(module_database) as url:
+        yield url
 
 
 @jobs.task(queue="mail")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -18,10 +18,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from jobq import Enqueued, Intent, InvalidArguments, JobQ
 from jobq.outbox import enqueue as module
 from jobq.settings import ARGS_LIMIT
+from tests.conftest import _database as create_database
 from tests.enqueuing import (
     OPENERS,
     asyncpg_connection,
     connection_to,
+    emptied,
     engine_for,
     fetch,
     outbox,
@@ -30,6 +32,18 @@ from tests.enqueuing import (
 )
 
 jobs = JobQ()
+
+
+@pytest.fixture(scope="module")
+async def module_database(servers: Any, template_database: str, anyio_backend: str) -> AsyncIterator[str]:
+    async with create_database(servers.database_url, f"jobq_test_{uuid4().hex}", template_database) as url:
+        yield url
+
+
+@pytest.fixture
+async def database_url(module_database: str) -> AsyncIterator[str]:
+    async with emptied(module_database) as url:
+        yield url
 
 
 @jobs.task

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -15,10 +15,12 @@ from sqlalchemy.exc import DBAPIError
 
 from jobq import Enqueued, JobQ
 from jobq.outbox import enqueue as module
+from tests.conftest import _database as create_database
 from tests.enqueuing import (
     OPENERS,
     asyncpg_connection,
     connection_to,
+    emptied,
     engine_for,
     execute,
     fetch,
@@ -30,6 +32,18 @@ from tests.enqueuing import (
 from tests.waiting import until
 
 jobs = JobQ()
+
+
+@pytest.fixture(scope="module")
+async def module_database(servers: Any, template_database: str, anyio_backend: str) -> AsyncIterator[str]:
+    async with create_database(servers.database_url, f"jobq_test_{uuid4().hex}", template_database) as url:
+        yield url
+
+
+@pytest.fixture
+async def database_url(module_database: str) -> AsyncIterator[str]:
+    async with emptied(module_database) as url:
+        yield url
 
 
 @jobs.task

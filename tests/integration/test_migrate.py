@@ -323,9 +323,7 @@ async def test_upgrade_gives_up_a_lock_it_cannot_have_soon_and_leaves_no_trace_i
 
 
 @pytest.mark.usefixtures("empty")
-async def test_migrators_at_once_take_turns_even_around_a_concurrent_index(
-    database_url, connection, next_revision
-):
+async def test_migrators_at_once_take_turns_even_around_a_concurrent_index(database_url, connection, next_revision):
     next_revision(
         upgrade="with op.get_context().autocommit_block():\n"
         '        op.execute(f"CREATE INDEX CONCURRENTLY later_id ON {schema}.later (id)")'

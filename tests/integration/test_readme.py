@@ -25,7 +25,7 @@ from tests.waiting import until
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-_NAMES_OF_THE_APPLICATION = '''
+_NAMES_OF_THE_APPLICATION = """
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
@@ -68,7 +68,7 @@ async def lifespan() -> AsyncIterator[State]:
 MAIL_URL = "http://mail.example/"
 Session = async_sessionmaker(create_async_engine("postgresql+asyncpg://localhost/shop"))
 order_ids = [1, 2, 3]
-'''
+"""
 
 
 def _blocks(language: str) -> list[str]:
@@ -84,7 +84,9 @@ def _program() -> str:
     return "\n\n".join([_NAMES_OF_THE_APPLICATION, first, usage, run])
 
 
-@pytest.mark.parametrize("checker", [["mypy", "--strict"], ["pyright", "--pythonpath", sys.executable]], ids=["mypy", "pyright"])
+@pytest.mark.parametrize(
+    "checker", [["mypy", "--strict"], ["pyright", "--pythonpath", sys.executable]], ids=["mypy", "pyright"]
+)
 def test_the_code_of_the_readme_passes_strict_type_checkers(checker: list[str], tmp_path: Path) -> None:
     program = tmp_path / "shop.py"
     program.write_text(_program())

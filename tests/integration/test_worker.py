@@ -415,7 +415,6 @@ async def test_without_postgresql_unwritten_runs_are_released(
             await gate.arrived.wait()
             proxy.is_refusing = True
             proxy.cut()
-            monkeypatch.setattr(worker_module, "_FLUSH_WAIT_S", 3.0)
             assert await stop(worker, run) == 0
 
         row = await bench.row(job_id)

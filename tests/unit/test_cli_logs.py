@@ -68,9 +68,7 @@ def test_a_text_line_without_fields_ends_with_its_phrase():
     ],
 )
 def test_a_value_is_bare_where_it_can_be_and_quoted_where_it_must(value, shown):
-    assert line("text", lambda: log.info("x", extra={"fields": {"field": value}})).endswith(
-        f" field={shown}\n"
-    )
+    assert line("text", lambda: log.info("x", extra={"fields": {"field": value}})).endswith(f" field={shown}\n")
 
 
 def test_a_phrase_of_several_lines_stays_on_one():

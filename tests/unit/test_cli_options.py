@@ -87,9 +87,7 @@ def test_the_application_may_be_an_attribute_of_an_attribute(run, write):
 
 
 def test_environment_stands_above_pyproject_and_the_command_line_above_both(run, write, here):
-    first, second, third = (
-        write(f"from jobq import JobQ\njobs = JobQ(schema='{n}')") for n in ("a", "b", "c")
-    )
+    first, second, third = (write(f"from jobq import JobQ\njobs = JobQ(schema='{n}')") for n in ("a", "b", "c"))
     (here / "pyproject.toml").write_text(f'[tool.jobq]\napp = "{first}:jobs"\n')
 
     from_file = run()
@@ -157,9 +155,7 @@ def test_what_the_code_leaves_out_comes_from_the_environment(run, write):
 
 
 def test_what_the_code_gives_wins_and_stderr_says_so(run, write):
-    name = write(
-        "from jobq import JobQ\njobs = JobQ(database='postgresql://u:pw@h/a', redis='redis://h', schema='s')"
-    )
+    name = write("from jobq import JobQ\njobs = JobQ(database='postgresql://u:pw@h/a', redis='redis://h', schema='s')")
 
     result = run(
         f"{name}:jobs",
@@ -244,8 +240,7 @@ def test_every_kind_of_error_has_its_exit_code():
     async_errors = ExceptionGroup("unhandled errors", [SchemaMismatch("older"), ValueError("cancelled")])
 
     explained = [
-        explain(error, {})
-        for error in (SchemaMismatch("s"), ConfigurationError("c"), ValueError("v"), async_errors)
+        explain(error, {}) for error in (SchemaMismatch("s"), ConfigurationError("c"), ValueError("v"), async_errors)
     ]
 
     assert [(failure.exit_code, failure.message) for failure in explained] == [

@@ -491,6 +491,15 @@ def test_a_message_names_the_field_and_never_contains_the_value(annotation, valu
     assert SECRET not in said
 
 
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [(dict[tuple[int, int], int], {(1, 2): 3}), (pydantic.Json, '{"a": 1}')],
+    ids=["keys that are no strings", "text that becomes an object"],
+)
+def test_what_could_be_written_and_not_read_back_is_refused_now(annotation, value):
+    assert refusal(annotation, value).startswith("send(): value")
+
+
 def test_a_message_about_many_wrong_values_stays_short():
     said = refusal(list[int], ["x"] * 10_000)
 

@@ -10,5 +10,5 @@ WITH later AS (
 UPDATE {schema}.outbox
 SET generation = outbox.generation + 1, run_at = NULL, xid = pg_current_xact_id()
 FROM later
-WHERE outbox.id = later.id AND outbox.run_at > statement_timestamp()
+WHERE outbox.id = later.id
 RETURNING outbox.id

@@ -1,0 +1,128 @@
+"""The janitor: deletes what has outlived its use, and nothing that is still of any."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from jobq.outbox import follow
+from jobq.relay.janitor import Janitor
+from jobq.settings import RelaySettings
+from tests.relay_rows import SCHEMA, add, own_connection
+
+YEAR_S = 365 * 86_400.0
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    async with own_connection(database_url) as connection:
+        yield connection
+
+
+async def add_key(database: asyncpg.Connection, job_id: UUID, *, expires_in_s: float) -> None:
+    await database.execute(
+        "INSERT INTO jobq.idempotency_key (scope, key, job_id, expires_at) "
+        "VALUES ('task', $1, $2, now() + make_interval(secs => CAST($3 AS float8)))",
+        str(uuid4()),
+        job_id,
+        expires_in_s,
+    )
+
+
+async def add_step(database: asyncpg.Connection, job_id: UUID, *, age_s: float) -> None:
+    await database.execute(
+        "INSERT INTO jobq.step (job_id, name, result, created_at) "
+        "VALUES ($1, 'step', '1', now() - make_interval(secs => CAST($2 AS float8)))",
+        job_id,
+        age_s,
+    )
+
+
+async def add_dead(database: asyncpg.Connection, *, age_s: float = 0.0) -> UUID:
+    job_id = uuid4()
+    await database.execute(
+        """
+        INSERT INTO jobq.dead
+            (id, generation, queue, task, args, priority, attempts, crashes, created_at, reason, died_at)
+        VALUES ($1, 1, 'default', 'task', '{}', 2, 1, 0, now(), 'exhausted',
+            now() - make_interval(secs => CAST($2 AS float8)))
+        """,
+        job_id,
+        age_s,
+    )
+    return job_id
+
+
+async def tidy(database: asyncpg.Connection, limit: int = 500) -> int:
+    return await follow.tidy(database, SCHEMA, dead_kept_s=180 * 86_400, limit=limit)
+
+
+async def test_expired_keys_go_unless_their_job_is_waiting_or_dead(database: asyncpg.Connection) -> None:
+    (waiting,) = await add(database)
+    dead = await add_dead(database)
+    gone, fresh = uuid4(), uuid4()
+    for job_id, expires_in_s in ((waiting, -1), (dead, -1), (gone, -1), (fresh, 60)):
+        await add_key(database, job_id, expires_in_s=expires_in_s)
+
+    assert await tidy(database) == 1
+    left = await database.fetch("SELECT job_id FROM jobq.idempotency_key")
+    assert {UUID(bytes=row[0].bytes) for row in left} == {waiting, dead, fresh}
+
+
+async def test_steps_go_an_hour_after_they_were_made_unless_their_job_is_waiting_or_dead(
+    database: asyncpg.Connection,
+) -> None:
+    (waiting,) = await add(database)
+    dead = await add_dead(database)
+    gone, fresh = uuid4(), uuid4()
+    for job_id, age_s in ((waiting, YEAR_S), (dead, YEAR_S), (gone, 4000), (fresh, 3000)):
+        await add_step(database, job_id, age_s=age_s)
+
+    assert await tidy(database) == 1
+    left = await database.fetch("SELECT job_id FROM jobq.step")
+    assert {UUID(bytes=row[0].bytes) for row in left} == {waiting, dead, fresh}
+
+
+async def test_the_dead_go_when_nobody_came_for_them(database: asyncpg.Connection) -> None:
+    await add_dead(database, age_s=YEAR_S)
+    recent = await add_dead(database, age_s=YEAR_S / 4)
+
+    assert await tidy(database) == 1
+    assert [UUID(bytes=row[0].bytes) for row in await database.fetch("SELECT id FROM jobq.dead")] == [recent]
+
+
+async def test_a_call_deletes_no_more_than_its_limit_of_each_kind(database: asyncpg.Connection) -> None:
+    for _ in range(5):
+        await add_dead(database, age_s=YEAR_S)
+        await add_key(database, uuid4(), expires_in_s=-1)
+    assert [await tidy(database, 2) for _ in range(4)] == [4, 4, 2, 0]
+
+
+async def test_a_key_that_somebody_holds_locked_is_passed_over(database: asyncpg.Connection, database_url: str) -> None:
+    await add_key(database, uuid4(), expires_in_s=-1)
+    async with own_connection(database_url) as other, other.transaction():
+        await other.execute("SELECT FROM jobq.idempotency_key FOR UPDATE")
+        assert await tidy(database) == 0
+    assert await tidy(database) == 1
+
+
+async def test_the_janitor_waits_its_interval_and_goes_on_soon_while_there_is_much(
+    database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobq.relay.janitor._ROWS_A_STEP", 2)
+    for _ in range(3):
+        await add_dead(database, age_s=YEAR_S)
+    janitor = Janitor(database, SCHEMA, RelaySettings(tidy_every=1000, dead_kept=timedelta(days=1)))
+
+    await janitor.step()
+    assert await database.fetchval("SELECT count(*) FROM jobq.dead") == 3
+    janitor._next = 0.0
+    await janitor.step()
+    assert await database.fetchval("SELECT count(*) FROM jobq.dead") == 1
+    janitor._next -= 0.2
+    await janitor.step()
+    assert await database.fetchval("SELECT count(*) FROM jobq.dead") == 0
