@@ -158,7 +158,7 @@ async def _latencies_ms(stage: Stage) -> list[float]:
         group.create_task(worker.run())
         committed_at = []
         app.started_at.clear()
-        app.started.clear()
+        app.started = asyncio.Event()  # one for each event loop
         for number in range(LATENCY_SAMPLES):
             async with application.database.sessions.begin() as session:
                 await app.note_start.enqueue(session, number)

@@ -89,8 +89,12 @@ class Heartbeat:
     def step(self) -> None:
         """Beat once for each queue."""
         sent_at = time.monotonic()
-        for keys in self._keys:
-            self._beat(keys)
+        try:
+            for keys in self._keys:
+                self._beat(keys)
+        except BaseException:
+            self._forget()
+            raise
         self.acked_at = sent_at
         self._outage.end()
 
@@ -108,10 +112,8 @@ class Heartbeat:
                 try:
                     self.step()
                 except TROUBLE as error:
-                    self._forget()
                     next_beat = time.monotonic() + min(self._outage.begin(error), self._settings.beat)
                 except Exception:
-                    self._forget()
                     log.exception("heartbeat failed, trying again")
             self._stopping.wait(min(_TICK_S, self._settings.beat))
 
