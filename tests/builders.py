@@ -194,6 +194,9 @@ class Gate:
         self.arrived.set()
         await self.open.wait()
 
+    async def opened(self) -> None:
+        self.open.set()
+
 
 @asynccontextmanager
 async def running(worker: Worker) -> AsyncIterator[asyncio.Task[int]]:

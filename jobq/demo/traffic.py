@@ -16,6 +16,8 @@ from uuid import UUID
 import anyio
 import httpx
 
+from .stage import DemoFailed
+
 _CUSTOMERS = 24
 """Requests under way at the same time."""
 _PER_SECOND = 125
@@ -80,6 +82,19 @@ def _in_waves(share: float) -> float:
     return (wave + within**3) / _WAVES
 
 
+async def _knock(url: str) -> None:
+    try:
+        async with _client(url) as client:
+            await client.get("/")
+    except httpx.TransportError as error:
+        raise DemoFailed(f"the shop at {url} cannot be reached ({error}): is the loopback interface up?") from error
+
+
+def _client(url: str) -> httpx.AsyncClient:
+    # No proxy of the environment, and no certificates to load for http.
+    return httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, trust_env=False, verify=SSLContext(PROTOCOL_TLS_CLIENT))
+
+
 class Traffic:
     """Sends the purchases, and keeps the answers."""
 
@@ -89,18 +104,24 @@ class Traffic:
         self.sent = 0
 
     async def run(self, url: str) -> None:
-        """Send each purchase at its time, or as soon after that as one of the customers is free."""
+        """Send each purchase at its time, or as soon after that as one of the customers is free.
+
+        Raises DemoFailed when nothing is to be reached at `url`, or all is much too slow.
+        """
+        await _knock(url)
         waiting = iter(self.purchases)
         started_at = time.monotonic()
-        async with anyio.create_task_group() as group:
-            for _ in range(_CUSTOMERS):
-                group.start_soon(self._serve_customer, url, waiting, started_at)
+        longest_s = 60 + 10 * self.purchases[-1].at_s
+        with anyio.move_on_after(longest_s):
+            async with anyio.create_task_group() as group:
+                for _ in range(_CUSTOMERS):
+                    group.start_soon(self._serve_customer, url, waiting, started_at)
+            return
+        raise DemoFailed(f"after {longest_s:.0f} s the shop has answered {self.sent} of {len(self.purchases)} orders")
 
     async def _serve_customer(self, url: str, waiting: Iterator[Purchase], started_at: float) -> None:
-        # A client for each: one pool for all looks at every connection for every request. No proxy of the
-        # environment, and no certificates to load for http.
-        context = SSLContext(PROTOCOL_TLS_CLIENT)
-        async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, trust_env=False, verify=context) as client:
+        # A client for each: one pool for all would look at every connection for every request.
+        async with _client(url) as client:
             for purchase in waiting:
                 await anyio.sleep(max(0.0, started_at + purchase.at_s - time.monotonic()))
                 async with anyio.create_task_group() as group:

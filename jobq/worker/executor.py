@@ -130,7 +130,8 @@ class Executor:
         """Hand the end to the settler. Returns the outcome, and the seconds until the next attempt."""
         if run.completion is Completion.COMMITTED:
             self._settler.ack(holding)
-            return ("done" if error is None else "failed after completion"), None
+            was_cancelled_by_us = holding.ending is not None and isinstance(error, asyncio.CancelledError)
+            return ("done" if error is None or was_cancelled_by_us else "failed after completion"), None
         match error:
             case None:
                 self._settler.complete(holding)

@@ -27,8 +27,8 @@ from tests.waiting import until
 
 
 @pytest.fixture
-async def bench(database_url: str, redis_url: str) -> AsyncIterator[Bench]:
-    async with Bench.open(database_url, redis_url) as bench:
+async def bench(shared_database_url: str, redis_url: str) -> AsyncIterator[Bench]:
+    async with Bench.open(shared_database_url, redis_url) as bench:
         yield bench
 
 
@@ -129,7 +129,7 @@ async def test_after_commit_before_push_the_next_leaders_walk_finds_it(bench: Be
     # Its poll has seen the row, and it dies before the push.
     dead._connection.terminate()
 
-    leader, worker = await bench.leader(), await bench.worker()
+    leader, worker = await bench.leader(scrub_every=3600), await bench.worker()
     await relay_until_pushed(bench, leader, 1)
     await turn(worker)
 
@@ -140,10 +140,10 @@ async def test_after_commit_before_push_the_next_leaders_walk_finds_it(bench: Be
 # --- push applied, reply lost: no-op by generation -------------------------------------------------------------------
 
 
-async def test_push_applied_and_reply_lost_makes_no_second_entry(database_url: str, redis_url: str) -> None:
+async def test_push_applied_and_reply_lost_makes_no_second_entry(shared_database_url: str, redis_url: str) -> None:
     async with (
         redis_proxy(redis_url) as (proxy, through),
-        Bench.open(database_url, redis_url, redis=through) as bench,
+        Bench.open(shared_database_url, redis_url, redis=through) as bench,
     ):
         tasks = Tasks(bench)
         worker = await bench.worker()
@@ -168,10 +168,10 @@ async def test_push_applied_and_reply_lost_makes_no_second_entry(database_url: s
 
 
 @pytest.mark.parametrize("how", ["adopted", "swept"])
-async def test_fetched_and_reply_lost_is_adopted_or_swept(database_url: str, redis_url: str, how: str) -> None:
+async def test_fetched_and_reply_lost_is_adopted_or_swept(shared_database_url: str, redis_url: str, how: str) -> None:
     async with (
         redis_proxy(redis_url) as (proxy, through),
-        Bench.open(database_url, redis_url, redis=through) as bench,
+        Bench.open(shared_database_url, redis_url, redis=through) as bench,
     ):
         tasks = Tasks(bench)
         worker = await bench.worker()
@@ -278,10 +278,10 @@ async def test_after_commit_before_ack_the_entry_is_dropped_at_the_pre_read(benc
     await bench.assert_drained()
 
 
-async def test_commit_reply_lost_is_resolved_by_the_row(database_url: str, redis_url: str) -> None:
+async def test_commit_reply_lost_is_resolved_by_the_row(shared_database_url: str, redis_url: str) -> None:
     async with (
-        postgres_proxy(database_url) as (proxy, through),
-        Bench.open(database_url, redis_url, database=through) as bench,
+        postgres_proxy(shared_database_url) as (proxy, through),
+        Bench.open(shared_database_url, redis_url, database=through) as bench,
     ):
         tasks = Tasks(bench)
         worker = await bench.worker()
@@ -301,10 +301,10 @@ async def test_commit_reply_lost_is_resolved_by_the_row(database_url: str, redis
         await bench.assert_drained()
 
 
-async def test_commit_that_never_arrived_runs_again(database_url: str, redis_url: str) -> None:
+async def test_commit_that_never_arrived_runs_again(shared_database_url: str, redis_url: str) -> None:
     async with (
-        postgres_proxy(database_url) as (proxy, through),
-        Bench.open(database_url, redis_url, database=through) as bench,
+        postgres_proxy(shared_database_url) as (proxy, through),
+        Bench.open(shared_database_url, redis_url, database=through) as bench,
     ):
         tasks = Tasks(bench)
         worker = await bench.worker()

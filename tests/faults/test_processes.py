@@ -21,8 +21,8 @@ LEASE_S = 1.0
 
 
 @pytest.fixture
-async def bench(database_url: str, redis_url: str) -> AsyncIterator[Bench]:
-    async with Bench.open(database_url, redis_url) as bench:
+async def bench(shared_database_url: str, redis_url: str) -> AsyncIterator[Bench]:
+    async with Bench.open(shared_database_url, redis_url) as bench:
         await bench.db.execute(faults.TABLES)
         yield bench
 
@@ -44,9 +44,9 @@ class Workers:
 
 
 @pytest.fixture
-def workers(tmp_path: Path, database_url: str, redis_url: str) -> Iterator[Workers]:
+def workers(tmp_path: Path, shared_database_url: str, redis_url: str) -> Iterator[Workers]:
     with ExitStack() as stack:
-        yield Workers(stack, tmp_path, database_url, redis_url)
+        yield Workers(stack, tmp_path, shared_database_url, redis_url)
 
 
 async def runs(bench: Bench, job_id: UUID) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -22,14 +23,16 @@ from jobq.broker.scripts import Beat, Broker, beat
 from tests.redis_state import BASE, DATABASE_ID, QUEUE
 
 T = TypeVar("T")
-IDS = [UUID(int=n + 1) for n in range(6)]
 SLOTS = [0, 1]
-ids = st.sampled_from(IDS)
+masks = st.integers(0, 15)
 slots = st.sampled_from(SLOTS)
-subsets = st.sets(ids)
 lost = st.booleans()
 which = st.integers(0, 9)
-EXAMPLES = 60
+rarely = st.integers(0, 15).map(lambda number: number == 9)
+FATES = ["complete", "complete", "reschedule", "reschedule", "release", "park", "hold", "hold"]
+fates = st.lists(st.sampled_from(FATES), min_size=4, max_size=4)
+LIVE = 8
+EXAMPLES = 100
 NO_BEAT = Beat(True, [], [], [])
 
 
@@ -40,6 +43,10 @@ def entry(id_: UUID, generation: int) -> bytes:
 def parse(raw: bytes) -> tuple[UUID, int]:
     id_, generation, _ = raw.decode().split(":")
     return UUID(id_), int(generation)
+
+
+def picks(mask: int, id_: UUID) -> bool:
+    return bool(mask >> id_.int % 4 & 1)
 
 
 @dataclass
@@ -64,15 +71,21 @@ class ScriptsMachine(RuleBasedStateMachine):
         self.sync_client = connect_sync(self.url)
         self.broker = Broker(self.client, DATABASE_ID)
         self.do(self.client.flushall())
+        self.committed = 0
         self.rows: dict[UUID, int] = {}
         self.done: set[UUID] = set()
-        self.workers = {slot: Process(f"w{slot}") for slot in SLOTS}
-        self.started = len(SLOTS)
+        self.started = 0
+        self.workers: dict[int, Process] = {}
         self.token, self.sequence = "*", 0
+        self.seen_known: dict[UUID, int] = {}
         self.polled: list[bytes] = []
+        self.walked = 0
         self.page: dict[UUID, int] = {}
         self.missing: list[UUID] = []
         self.sent: list[Callable[[], Awaitable[object]]] = []
+        for slot in SLOTS:
+            self.start_worker(slot)
+        self.commit(count=4, is_pushed=True, again=False)
 
     def do(self, call: Awaitable[T]) -> T:
         async def wait() -> T:
@@ -89,20 +102,24 @@ class ScriptsMachine(RuleBasedStateMachine):
 
     # --- the application and the relay
 
-    @rule(chosen=ids)
-    def commit(self, chosen: UUID) -> None:
-        if chosen not in self.rows and chosen not in self.done:
-            self.rows[chosen] = 1
-            self.polled.append(entry(chosen, 1))
+    @rule(count=st.integers(1, 4), is_pushed=st.booleans(), again=lost)
+    def commit(self, count: int, is_pushed: bool, again: bool) -> None:
+        for _ in range(min(count, LIVE - len(self.rows))):
+            self.committed += 1
+            self.rows[UUID(int=self.committed)] = 1
+            self.polled.append(entry(UUID(int=self.committed), 1))
+        if is_pushed:
+            self.push_what_was_polled(again=again)
 
     @rule(again=lost)
     def push_what_was_polled(self, again: bool) -> None:
         polled, self.polled = self.polled, []
         self.push(polled, again=again)
 
-    @rule()
-    def forget_what_was_polled(self) -> None:
-        self.polled = []
+    @rule(really=rarely)
+    def forget_what_was_polled(self, really: bool) -> None:
+        if really:
+            self.polled = []
 
     @rule()
     def touch(self) -> None:
@@ -114,32 +131,39 @@ class ScriptsMachine(RuleBasedStateMachine):
         pushed = self.send(lambda: self.broker.push(QUEUE, raws, expected=expected, token=token), again=again)
         self.token = token if pushed is not None else "*"
 
-    @rule(chosen=subsets)
-    def walk_reads_a_page(self, chosen: set[UUID]) -> None:
-        self.page = {id_: generation for id_, generation in self.rows.items() if id_ in chosen}
-        self.missing = []
-
-    @rule()
-    def walk_asks_redis(self) -> None:
-        page = list(self.page)
-        known = self.do(self.broker.known(QUEUE, page)) if page else []
-        self.missing = [id_ for id_, generation in zip(page, known, strict=True) if generation < self.page[id_]]
-        self.page = {}
-
-    @rule(again=lost)
-    def walk_reads_again_and_pushes(self, again: bool) -> None:
-        self.push([entry(id_, self.rows[id_]) for id_ in self.missing if id_ in self.rows], again=again)
-        self.missing = []
+    @rule(mask=masks, again=lost)
+    def walk_on(self, mask: int, again: bool) -> None:
+        """The next of the walk's three parts, so that anything may happen in between."""
+        self.walked += 1
+        match self.walked % 3:
+            case 1:
+                self.page = {id_: generation for id_, generation in self.rows.items() if picks(mask, id_)}
+            case 2:
+                page = list(self.page)
+                known = self.do(self.broker.known(QUEUE, page)) if page else []
+                self.missing = [id_ for id_, now in zip(page, known, strict=True) if now < self.page[id_]]
+            case _:
+                still_there = [id_ for id_ in self.missing if id_ in self.rows]
+                self.push([entry(id_, self.rows[id_]) for id_ in still_there], again=again)
 
     # --- workers
 
-    @rule(slot=slots, count=st.integers(1, 3), reply_lost=lost)
-    def fetch(self, slot: int, count: int, reply_lost: bool) -> None:
+    @rule(count=st.integers(1, 4), reply_lost=rarely, fates=fates, again=lost, is_acked=st.booleans())
+    def work(self, count: int, reply_lost: bool, fates: list[str], again: bool, is_acked: bool) -> None:
+        """Fetch, and run some of what is owned: settled first in PostgreSQL, then, or not yet, in Redis."""
+        for slot, worker in self.workers.items():
+            if not worker.is_dead:
+                self.work_one(slot, count, reply_lost, fates[slot:], again, is_acked)
+
+    def work_one(self, slot: int, count: int, reply_lost: bool, fates: list[str], again: bool, is_acked: bool) -> None:
         worker = self.workers[slot]
-        if not worker.is_dead:
-            fetched = self.do(self.broker.fetch(QUEUE, worker.name, count))
-            if fetched is not None and not reply_lost:
-                self.own(worker, fetched.entries)
+        fetched = self.do(self.broker.fetch(QUEUE, worker.name, count))
+        if fetched is not None and not reply_lost:
+            self.own(worker, fetched.entries)
+        for raw, fate in zip(sorted(worker.owned - worker.settled), fates, strict=False):
+            self.end(worker, raw, fate, again)
+        if is_acked:
+            self.ack(slot=slot, again=again, reply_lost=False)
 
     def own(self, worker: Process, raws: list[bytes]) -> None:
         """Read the rows; what is not at its generation is settled without a run."""
@@ -150,29 +174,25 @@ class ScriptsMachine(RuleBasedStateMachine):
                 if self.rows.get(id_) != generation:
                     worker.settled.add(raw)
 
-    @rule(slot=slots, number=which)
-    def complete(self, slot: int, number: int) -> None:
-        if raw := self.running(slot, number):
-            id_, generation = parse(raw)
-            if self.rows.get(id_) == generation:
-                assert id_ not in self.done
-                del self.rows[id_]
-                self.done.add(id_)
-            self.workers[slot].settled.add(raw)
-
-    @rule(slot=slots, number=which)
-    def reschedule(self, slot: int, number: int) -> None:
-        if raw := self.running(slot, number):
-            id_, generation = parse(raw)
-            if self.rows.get(id_) == generation:
-                self.rows[id_] = generation + 1
-                self.polled.append(entry(id_, generation + 1))
-            self.workers[slot].settled.add(raw)
-
-    def running(self, slot: int, number: int) -> bytes | None:
-        worker = self.workers[slot]
-        running = sorted(worker.owned - worker.settled)
-        return running[number % len(running)] if running and not worker.is_dead else None
+    def end(self, worker: Process, raw: bytes, fate: str, again: bool) -> None:
+        id_, generation = parse(raw)
+        is_current = self.rows.get(id_) == generation
+        match fate:
+            case "release":
+                self.send(lambda: self.broker.release(QUEUE, worker.name, [raw]), again=again)
+                worker.owned.discard(raw)
+            case "park":
+                self.send(lambda: self.broker.park(QUEUE, worker.name, "task", [raw]), again=again)
+                worker.owned.discard(raw)
+            case "complete" | "reschedule":
+                worker.settled.add(raw)
+                if is_current and fate == "complete":
+                    assert id_ not in self.done
+                    del self.rows[id_]
+                    self.done.add(id_)
+                elif is_current:
+                    self.rows[id_] = generation + 1
+                    self.polled.append(entry(id_, generation + 1))
 
     @rule(slot=slots, again=lost, reply_lost=lost)
     def ack(self, slot: int, again: bool, reply_lost: bool) -> None:
@@ -184,20 +204,6 @@ class ScriptsMachine(RuleBasedStateMachine):
         if not reply_lost:
             worker.owned -= worker.settled
             worker.settled.clear()
-
-    @rule(slot=slots, number=which, again=lost)
-    def release(self, slot: int, number: int, again: bool) -> None:
-        worker = self.workers[slot]
-        if raw := self.running(slot, number):
-            self.send(lambda: self.broker.release(QUEUE, worker.name, [raw]), again=again)
-            worker.owned.discard(raw)
-
-    @rule(slot=slots, number=which, again=lost)
-    def park(self, slot: int, number: int, again: bool) -> None:
-        worker = self.workers[slot]
-        if raw := self.running(slot, number):
-            self.send(lambda: self.broker.park(QUEUE, worker.name, "task", [raw]), again=again)
-            worker.owned.discard(raw)
 
     @rule(limit=st.integers(1, 3), again=lost)
     def unpark(self, limit: int, again: bool) -> None:
@@ -227,50 +233,62 @@ class ScriptsMachine(RuleBasedStateMachine):
 
         return call
 
-    @rule(slot=slots)
-    def die(self, slot: int) -> None:
-        self.workers[slot].is_dead = True
+    @rule(slot=slots, really=rarely)
+    def die(self, slot: int, really: bool) -> None:
+        self.workers[slot].is_dead |= really
 
     @rule(slot=slots)
     def start_another(self, slot: int) -> None:
         """A new process in the place of a dead one, with a name of its own."""
         if self.workers[slot].is_dead:
-            self.started += 1
-            self.workers[slot] = Process(f"w{self.started}")
+            self.start_worker(slot)
+
+    def start_worker(self, slot: int) -> None:
+        self.started += 1
+        self.workers[slot] = Process(f"w{self.started}")
+        self.beat(slot=slot, again=False, reply_lost=False)
 
     # --- the sweeper, whose victims may well be alive
 
-    @rule(number=which, locked=subsets, dies=st.booleans(), again=lost)
-    def sweep(self, number: int, locked: set[UUID], dies: bool, again: bool) -> None:
+    @rule(number=which, locked=masks, not_due=masks, then=st.sampled_from(["", "fetch", "late"]), again=lost)
+    def sweep(self, number: int, locked: int, not_due: int, then: str, again: bool) -> None:
         beats = self.do(self.broker.beats(QUEUE))
         if beats:
             name = sorted(beats)[number % len(beats)]
-            self.sweep_one(name, beats[name], locked=locked, dies=dies, again=again)
+            sweep = self.make_sweep(name, beats[name], locked=locked, not_due=not_due)
+            if then == "late":
+                # The sweeper dies half way, or Redis sees its call much later.
+                self.sent.append(sweep)
+                return
+            if then == "fetch":
+                # The worker is not so dead, and takes more before the sweep comes.
+                fetched = self.do(self.broker.fetch(QUEUE, name, 2))
+                for worker in self.workers.values():
+                    if worker.name == name and not worker.is_dead and fetched is not None:
+                        self.own(worker, fetched.entries)
+            self.send(sweep, again=again)
 
-    def sweep_one(
-        self,
-        name: str,
-        seen: bytes,
-        *,
-        locked: set[UUID] = frozenset(),
-        dies: bool = False,
-        again: bool = False,  # type: ignore[assignment]
-    ) -> None:
-        held = self.do(self.broker.working(QUEUE, name))
+    def make_sweep(
+        self, name: str, seen: bytes, *, locked: int = 0, not_due: int = 0
+    ) -> Callable[[], Awaitable[object]]:
+        """Read the working list, count the crashes in PostgreSQL, and make the call that is to follow."""
         standings = {}
-        for raw in held:
+        for raw in self.do(self.broker.working(QUEUE, name)):
             id_, generation = parse(raw)
-            if self.rows.get(id_) == generation and id_ not in locked:
+            if self.rows.get(id_) == generation and not picks(locked, id_):
                 self.rows[id_] = generation + 1
             standings[raw] = self.rows.get(id_, 0)
-        if not dies:
-            self.send(lambda: self.broker.sweep(QUEUE, name, seen, standings), again=again)
+            if standings[raw] != generation and picks(not_due, id_):
+                standings[raw] = 0
+        return lambda: self.broker.sweep(QUEUE, name, seen, standings)
 
     # --- faults
 
-    @rule()
-    def lose_everything(self) -> None:
-        self.do(self.client.flushall())
+    @rule(really=rarely)
+    def lose_everything(self, really: bool) -> None:
+        if really:
+            self.do(self.client.flushall())
+            self.seen_known = {}
 
     @rule(number=st.integers(0, 50))
     def an_old_call_arrives_late(self, number: int) -> None:
@@ -285,6 +303,14 @@ class ScriptsMachine(RuleBasedStateMachine):
         reachable = {tuple(raw.split(b":")[:2]) for raws in lists.values() for raw in raws}
         holes = [pair for pair in known.items() if pair not in reachable]
         assert not holes, f"known and in no list: {holes}"
+        self.live_jobs_stay_known({UUID(id_.decode()): int(generation) for id_, generation in known.items()})
+
+    def live_jobs_stay_known(self, known: dict[UUID, int]) -> None:
+        """No call but the loss of everything makes Redis forget a job at the generation that its row has."""
+        at_hand = {id_ for id_, generation in self.rows.items() if known.get(id_) == generation}
+        forgotten = [id_ for id_, seen in self.seen_known.items() if self.rows.get(id_) == seen and id_ not in at_hand]
+        assert not forgotten, f"Redis forgot live jobs: {forgotten}"
+        self.seen_known = {id_: self.rows[id_] for id_ in at_hand}
 
     async def look(self) -> tuple[dict[bytes, bytes], dict[bytes, list[bytes]]]:
         keys = [key async for key in self.client.scan_iter(count=1000)]
@@ -312,7 +338,7 @@ class ScriptsMachine(RuleBasedStateMachine):
             self.push_what_is_missing()
             for name, seen in self.do(self.broker.beats(QUEUE)).items():
                 if name != last.name:
-                    self.sweep_one(name, seen)
+                    self.do(self.make_sweep(name, seen)())
             last.counter += 1
             found: Any = self.do(self.make_beat(last)())
             self.own(last, found.unknown)
@@ -328,6 +354,7 @@ class ScriptsMachine(RuleBasedStateMachine):
                 self.do(self.broker.ack(QUEUE, last.name, sorted(last.owned)))
             last.owned.clear()
             last.settled.clear()
+            self.what_is_known_is_in_a_list()
             known, lists = self.do(self.look())
             if turn > 1 and not self.rows and not known and not lists:
                 return
@@ -341,6 +368,7 @@ class ScriptsMachine(RuleBasedStateMachine):
         self.push([entry(i, self.rows[i]) for i, now in zip(page, known, strict=True) if now < self.rows[i]])
 
 
+@pytest.mark.timeout(600)  # what fails is made smaller, which takes its time
 def test_the_scripts_keep_every_job_reachable_whatever_happens(redis_url: str) -> None:
     machine = type("Machine", (ScriptsMachine,), {"url": redis_url})
     run_state_machine_as_test(  # type: ignore[no-untyped-call]

@@ -17,8 +17,8 @@ from tests.waiting import until
 
 
 @pytest.fixture
-async def bench(database_url: str, redis_url: str) -> AsyncIterator[Bench]:
-    async with Bench.open(database_url, redis_url) as bench:
+async def bench(shared_database_url: str, redis_url: str) -> AsyncIterator[Bench]:
+    async with Bench.open(shared_database_url, redis_url) as bench:
         yield bench
 
 
@@ -154,10 +154,12 @@ async def test_a_hook_that_fails_does_not_keep_its_job_alive_nor_leave_effects(
     await bench.assert_drained()
 
 
-async def test_a_commit_whose_answer_is_lost_calls_no_hook_a_second_time(database_url: str, redis_url: str) -> None:
+async def test_a_commit_whose_answer_is_lost_calls_no_hook_a_second_time(
+    shared_database_url: str, redis_url: str
+) -> None:
     async with (
-        postgres_proxy(database_url) as (proxy, through),
-        Bench.open(database_url, redis_url, database=through) as bench,
+        postgres_proxy(shared_database_url) as (proxy, through),
+        Bench.open(shared_database_url, redis_url, database=through) as bench,
     ):
 
         @bench.app.on_dead
@@ -176,10 +178,12 @@ async def test_a_commit_whose_answer_is_lost_calls_no_hook_a_second_time(databas
         await bench.assert_drained()
 
 
-async def test_a_database_that_goes_away_does_not_cost_the_hook_its_part(database_url: str, redis_url: str) -> None:
+async def test_a_database_that_goes_away_does_not_cost_the_hook_its_part(
+    shared_database_url: str, redis_url: str
+) -> None:
     async with (
-        postgres_proxy(database_url) as (proxy, through),
-        Bench.open(database_url, redis_url, database=through) as bench,
+        postgres_proxy(shared_database_url) as (proxy, through),
+        Bench.open(shared_database_url, redis_url, database=through) as bench,
     ):
         calls: list[int] = []
 

@@ -21,8 +21,8 @@ from tests.waiting import until
 
 
 @pytest.fixture
-async def bench(database_url: str, redis_url: str) -> AsyncIterator[Bench]:
-    async with Bench.open(database_url, redis_url) as bench:
+async def bench(shared_database_url: str, redis_url: str) -> AsyncIterator[Bench]:
+    async with Bench.open(shared_database_url, redis_url) as bench:
         yield bench
 
 
@@ -248,11 +248,11 @@ async def test_a_row_locked_by_somebody_else_hands_the_job_back(
 
 
 async def test_an_exhausted_pool_hands_the_job_back(
-    database_url: str, redis_url: str, caplog: pytest.LogCaptureFixture
+    shared_database_url: str, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    engine = own_engine(database_url, pool_size=1, max_overflow=0, pool_timeout=0.05)
-    async with Bench.open(database_url, redis_url, database=engine) as bench:
+    engine = own_engine(shared_database_url, pool_size=1, max_overflow=0, pool_timeout=0.05)
+    async with Bench.open(shared_database_url, redis_url, database=engine) as bench:
 
         @bench.app.task
         async def book(ctx: Context) -> None:
@@ -275,9 +275,11 @@ async def test_an_exhausted_pool_hands_the_job_back(
     await engine.dispose()
 
 
-async def test_a_serialization_failure_at_the_beginning_is_tried_again(database_url: str, redis_url: str) -> None:
-    engine = own_engine(database_url, isolation_level="REPEATABLE READ")
-    async with Bench.open(database_url, redis_url, database=engine) as bench:
+async def test_a_serialization_failure_at_the_beginning_is_tried_again(
+    shared_database_url: str, redis_url: str
+) -> None:
+    engine = own_engine(shared_database_url, isolation_level="REPEATABLE READ")
+    async with Bench.open(shared_database_url, redis_url, database=engine) as bench:
         runs: list[int] = []
 
         @bench.app.task
@@ -305,10 +307,10 @@ async def test_a_serialization_failure_at_the_beginning_is_tried_again(database_
 
 
 async def test_an_engine_that_commits_by_itself_is_refused_before_anything_is_deleted(
-    database_url: str, redis_url: str
+    shared_database_url: str, redis_url: str
 ) -> None:
-    engine = own_engine(database_url, isolation_level="AUTOCOMMIT")
-    async with Bench.open(database_url, redis_url) as bench:
+    engine = own_engine(shared_database_url, isolation_level="AUTOCOMMIT")
+    async with Bench.open(shared_database_url, redis_url) as bench:
         app = await bench.second_app(database=engine)
 
         @app.task
@@ -546,6 +548,7 @@ async def is_committing(bench: Bench) -> bool:
 async def test_a_cancellation_during_commit_waits_for_its_end(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(settle, "LOCK_TIMEOUT_MS", 60_000)
     await hold_commits(bench)
     runs: list[int] = []
@@ -573,6 +576,7 @@ async def test_a_cancellation_during_commit_waits_for_its_end(
     assert runs == [1]
     assert await bench.effects(job_id) == 1
     assert await bench.row(job_id) is None
+    assert outcomes(caplog) == ["job done"]
     assert await bench.db.fetchval("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%'") == 0
     await bench.assert_drained()
 

@@ -25,8 +25,8 @@ MINUTE = timedelta(seconds=60)
 
 
 @pytest.fixture
-async def bench(database_url: str, redis_url: str) -> AsyncIterator[Bench]:
-    async with Bench.open(database_url, redis_url) as bench:
+async def bench(shared_database_url: str, redis_url: str) -> AsyncIterator[Bench]:
+    async with Bench.open(shared_database_url, redis_url) as bench:
         yield bench
 
 
@@ -559,7 +559,7 @@ async def test_a_function_that_turns_out_to_return_an_awaitable_has_failed(bench
 
 
 async def test_a_task_sees_what_the_lifespan_yielded_and_it_ends_with_the_worker(
-    database_url: str, redis_url: str
+    shared_database_url: str, redis_url: str
 ) -> None:
     seen: list[str] = []
 
@@ -569,7 +569,7 @@ async def test_a_task_sees_what_the_lifespan_yielded_and_it_ends_with_the_worker
         yield {"http": "client"}
         seen.append("end")
 
-    async with Bench.open(database_url, redis_url, lifespan=lifespan) as bench:
+    async with Bench.open(shared_database_url, redis_url, lifespan=lifespan) as bench:
 
         @bench.app.task
         async def look(ctx: Context[dict[str, str]]) -> None:

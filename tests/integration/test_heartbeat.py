@@ -24,8 +24,8 @@ from tests.waiting import until
 
 
 @pytest.fixture
-async def bench(database_url: str, redis_url: str) -> AsyncIterator[Bench]:
-    async with Bench.open(database_url, redis_url) as bench:
+async def bench(shared_database_url: str, redis_url: str) -> AsyncIterator[Bench]:
+    async with Bench.open(shared_database_url, redis_url) as bench:
         yield bench
 
 
@@ -192,11 +192,11 @@ async def test_what_redis_lost_for_two_beats_is_put_back(bench: Bench) -> None:
 
 
 async def test_a_fetch_without_an_answer_is_adopted_after_two_beats_and_runs_once(
-    database_url: str, redis_url: str
+    shared_database_url: str, redis_url: str
 ) -> None:
     async with (
         redis_proxy(redis_url) as (proxy, through),
-        Bench.open(database_url, redis_url, redis=through) as bench,
+        Bench.open(shared_database_url, redis_url, redis=through) as bench,
     ):
         counted = Counted(bench)
         worker = await bench.worker()
@@ -221,10 +221,10 @@ async def test_a_fetch_without_an_answer_is_adopted_after_two_beats_and_runs_onc
         await bench.assert_drained()
 
 
-async def test_a_beat_without_an_answer_makes_the_next_two_agree_anew(database_url: str, redis_url: str) -> None:
+async def test_a_beat_without_an_answer_makes_the_next_two_agree_anew(shared_database_url: str, redis_url: str) -> None:
     async with (
         redis_proxy(redis_url) as (proxy, through),
-        Bench.open(database_url, redis_url, redis=through) as bench,
+        Bench.open(shared_database_url, redis_url, redis=through) as bench,
     ):
         counted = Counted(bench)
         worker = await bench.worker()
@@ -266,7 +266,7 @@ async def test_nothing_is_adopted_that_only_every_other_beat_saw(bench: Bench) -
 
 async def test_after_flushall_the_worker_tells_all_at_once_and_nothing_runs_twice(bench: Bench) -> None:
     counted = Counted(bench, is_open=False)
-    leader = await bench.leader()
+    leader = await bench.leader(beat=0.3)
     worker = await bench.worker()
     for _ in range(3):
         await bench.enqueue(counted.task)
@@ -280,12 +280,21 @@ async def test_after_flushall_the_worker_tells_all_at_once_and_nothing_runs_twic
     await until(lambda: counted.runs == 3, "all three run")
 
     await bench.redis.flushall()
+
+    async def has_seen_the_loss() -> bool:
+        await leader.step()
+        return (await bench.stats()).get("losses", 0) == 1
+
+    await until(has_seen_the_loss, "the relay has seen the loss")
+    for _ in range(5):
+        await leader.step()
+    assert await bench.ready() == [], "it gives the workers time to say what they run"
     await beat(worker)
     assert len(await bench.working(worker)) == 3
 
     async def is_rebuilt() -> bool:
         await leader.step()
-        return (await bench.stats()).get("losses", 0) == 1 and leader._backlog.is_clean and leader._walk._repair is None
+        return leader._backlog.is_clean and not leader._walk.is_repairing
 
     await until(is_rebuilt, "the relay has rebuilt after its hold")
     await started(worker)
@@ -450,11 +459,11 @@ async def test_it_tells_people_who_the_worker_is(bench: Bench) -> None:
 
 
 async def test_it_survives_an_outage_of_redis(
-    database_url: str, redis_url: str, caplog: pytest.LogCaptureFixture
+    shared_database_url: str, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
         redis_proxy(redis_url) as (proxy, through),
-        Bench.open(database_url, redis_url, redis=through) as bench,
+        Bench.open(shared_database_url, redis_url, redis=through) as bench,
     ):
         worker = await bench.worker(beat=0.05)
         proxy.is_refusing = True

@@ -15,8 +15,8 @@ from tests.waiting import until
 
 
 @pytest.fixture
-async def line(database_url: str) -> AsyncIterator[Line]:
-    database = Database.of(database_url)
+async def line(shared_database_url: str) -> AsyncIterator[Line]:
+    database = Database.of(shared_database_url)
     line = Line(database, "jobq", "jobq:test")
     yield line
     await line.close()
@@ -86,10 +86,10 @@ async def test_one_user_at_a_time(line: Line) -> None:
 
 
 async def test_a_network_that_swallows_everything_raises_after_the_deadline(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    shared_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(line_module, "DEADLINE_S", 0.1)
-    async with postgres_proxy(database_url) as (proxy, through):
+    async with postgres_proxy(shared_database_url) as (proxy, through):
         database = Database.of(through)
         line = Line(database, "jobq", "jobq:test")
         async with line.open():

@@ -19,8 +19,8 @@ SCHEMA = "jobq"
 
 
 @pytest.fixture
-async def db(database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(database_url)
+async def db(shared_database_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(shared_database_url)
     yield connection
     await connection.close()
 
@@ -77,12 +77,12 @@ async def test_complete_deletes_only_the_generation_that_ran(db: asyncpg.Connect
 
 
 async def test_a_locked_row_does_not_block_the_batch_and_is_completed_later(
-    db: asyncpg.Connection, database_url: str
+    db: asyncpg.Connection, shared_database_url: str
 ) -> None:
     first, locked, last = await insert(db, 3)
     runs = [(job_id, 1) for job_id in (first, locked, last)]
 
-    async with other_connection(database_url) as other, other.transaction():
+    async with other_connection(shared_database_url) as other, other.transaction():
         await other.execute("SELECT FROM jobq.outbox WHERE id = $1 FOR UPDATE", locked)
         ended = await asyncio.wait_for(settle.complete(db, SCHEMA, runs), 5)
 
@@ -107,10 +107,12 @@ STATEMENTS = ["complete", "reschedule", "bury", "crash"]
 
 
 @pytest.mark.parametrize("statement", STATEMENTS)
-async def test_every_end_passes_over_a_locked_row(db: asyncpg.Connection, database_url: str, statement: str) -> None:
+async def test_every_end_passes_over_a_locked_row(
+    db: asyncpg.Connection, shared_database_url: str, statement: str
+) -> None:
     free, locked = await insert(db, 2)
 
-    async with other_connection(database_url) as other, other.transaction():
+    async with other_connection(shared_database_url) as other, other.transaction():
         await other.execute("SELECT FROM jobq.outbox WHERE id = $1 FOR UPDATE", locked)
         ended = await asyncio.wait_for(end(db, statement, [free, locked]), 5)
 
@@ -119,11 +121,11 @@ async def test_every_end_passes_over_a_locked_row(db: asyncpg.Connection, databa
 
 @pytest.mark.parametrize("statement", STATEMENTS)
 async def test_two_batches_in_opposite_order_do_not_deadlock(
-    db: asyncpg.Connection, database_url: str, statement: str
+    db: asyncpg.Connection, shared_database_url: str, statement: str
 ) -> None:
     first, second = await insert(db, 2)
 
-    async with other_connection(database_url) as other, db.transaction(), other.transaction():
+    async with other_connection(shared_database_url) as other, db.transaction(), other.transaction():
         mine = await end(db, statement, [first])
         theirs = await end(other, statement, [second])
         async with asyncio.timeout(5):
@@ -230,16 +232,16 @@ async def test_standings_tell_what_is_due(db: asyncpg.Connection) -> None:
 
 
 async def test_end_backends_ends_the_sessions_of_that_worker_and_waits_until_they_are_gone(
-    db: asyncpg.Connection, database_url: str
+    db: asyncpg.Connection, shared_database_url: str
 ) -> None:
     ids = await insert(db, 20)
     async with AsyncExitStack() as stack:
         for job_id in ids:
-            dead = await stack.enter_async_context(other_connection(database_url))
+            dead = await stack.enter_async_context(other_connection(shared_database_url))
             await dead.execute("SET application_name = 'jobq:w-dead'")
             await dead.execute("BEGIN")
             await dead.fetch("DELETE FROM jobq.outbox WHERE id = $1", job_id)
-        alive = await stack.enter_async_context(other_connection(database_url))
+        alive = await stack.enter_async_context(other_connection(shared_database_url))
         await alive.execute("SET application_name = 'jobq:w-dead:read'")
 
         ended = await settle.end_backends(db, SCHEMA, "w-dead")

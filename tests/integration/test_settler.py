@@ -18,8 +18,8 @@ from tests.waiting import until
 
 
 @pytest.fixture
-async def bench(database_url: str, redis_url: str) -> AsyncIterator[Bench]:
-    async with Bench.open(database_url, redis_url) as bench:
+async def bench(shared_database_url: str, redis_url: str) -> AsyncIterator[Bench]:
+    async with Bench.open(shared_database_url, redis_url) as bench:
         yield bench
 
 
@@ -33,11 +33,11 @@ class Cut:
 
 
 @pytest.fixture
-async def cut(database_url: str, redis_url: str) -> AsyncIterator[Cut]:
+async def cut(shared_database_url: str, redis_url: str) -> AsyncIterator[Cut]:
     async with (
-        postgres_proxy(database_url) as (postgres, through_postgres),
+        postgres_proxy(shared_database_url) as (postgres, through_postgres),
         redis_proxy(redis_url) as (redis, through_redis),
-        Bench.open(database_url, redis_url, database=through_postgres, redis=through_redis) as bench,
+        Bench.open(shared_database_url, redis_url, database=through_postgres, redis=through_redis) as bench,
     ):
         yield Cut(bench, postgres, redis)
 
@@ -116,6 +116,23 @@ async def test_a_write_whose_answer_is_lost_happens_once(cut: Cut, ends: str) ->
     assert await is_settled_once(bench, job_id, ends)
     assert len(worker.owned) == 0
     assert await bench.working(worker) == []
+
+
+async def test_the_read_that_resolves_a_doubt_may_be_lost_too(cut: Cut) -> None:
+    bench = cut.bench
+    worker, job_id = await run_to_its_end(bench, "complete")
+    cut.postgres.lose_reply(job_id.bytes)
+    await worker.settler.step()
+    assert await bench.row(job_id) is None
+    cut.postgres.lose_request(b"clock_timestamp()")
+
+    await worker.settler.step()
+    stays = worker.owned.listed("default")
+    await settled(worker)
+
+    assert cut.postgres.losses == 2
+    assert len(stays) == 1, "nobody has told it yet that the row is gone"
+    await bench.assert_drained()
 
 
 @pytest.mark.parametrize("reply", [False, True], ids=["request lost", "reply lost"])

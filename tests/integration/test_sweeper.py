@@ -22,8 +22,8 @@ LEASE_S = 10.0
 
 
 @pytest.fixture
-async def bench(database_url: str, redis_url: str) -> AsyncIterator[Bench]:
-    async with Bench.open(database_url, redis_url) as bench:
+async def bench(shared_database_url: str, redis_url: str) -> AsyncIterator[Bench]:
+    async with Bench.open(shared_database_url, redis_url) as bench:
         yield bench
 
 
@@ -135,11 +135,11 @@ async def test_a_gap_between_two_looks_starts_every_watch_anew(bench: Bench, clo
     assert await watch(living, clock, 1) == ["w-dead"]
 
 
-async def test_a_failed_look_starts_every_watch_anew(database_url: str, redis_url: str, clock: Clock) -> None:
+async def test_a_failed_look_starts_every_watch_anew(shared_database_url: str, redis_url: str, clock: Clock) -> None:
     """After an outage of Redis nobody has beaten for a while: else all workers would sweep each other."""
     async with (
         redis_proxy(redis_url) as (proxy, through),
-        Bench.open(database_url, redis_url, redis=through) as bench,
+        Bench.open(shared_database_url, redis_url, redis=through) as bench,
     ):
         living = await bench.worker(lease=LEASE_S)
         await dead_worker_with(bench, [])

@@ -9,15 +9,17 @@ from collections.abc import AsyncIterator
 import pytest
 
 from jobq import JobQ
+from jobq.broker.scripts import script
 from jobq.model import Entry
 from jobq.worker.worker import Worker
 from tests.builders import Bench, Gate, any_id, entry_of, settled, started, turn
+from tests.faults.proxy import redis_proxy
 from tests.waiting import until
 
 
 @pytest.fixture
-async def bench(database_url: str, redis_url: str) -> AsyncIterator[Bench]:
-    async with Bench.open(database_url, redis_url) as bench:
+async def bench(shared_database_url: str, redis_url: str) -> AsyncIterator[Bench]:
+    async with Bench.open(shared_database_url, redis_url) as bench:
         yield bench
 
 
@@ -146,32 +148,35 @@ async def cut_lines(bench: Bench, worker: Worker) -> None:
     )
 
 
-async def test_another_database_behind_the_url_is_refused_and_nothing_is_dropped(bench: Bench) -> None:
-    note, runs = note_runs(bench.app)
-    worker = await bench.worker()
-    job_id = await bench.commit_and_relay(note, 1)
-    mine = await bench.db.fetchval("SELECT database_id FROM jobq.meta")
-    # Another database with the same schema: not mine, and empty.
-    await bench.db.execute("UPDATE jobq.meta SET database_id = gen_random_uuid()")
-    await bench.db.execute("ALTER TABLE jobq.outbox RENAME TO outbox_of_mine")
-    await bench.db.execute("CREATE TABLE jobq.outbox (LIKE jobq.outbox_of_mine INCLUDING ALL)")
-    await cut_lines(bench, worker)
+async def test_another_database_behind_the_url_is_refused_and_nothing_is_dropped(
+    database_url: str, redis_url: str
+) -> None:
+    async with Bench.open(database_url, redis_url) as bench:
+        note, runs = note_runs(bench.app)
+        worker = await bench.worker()
+        job_id = await bench.commit_and_relay(note, 1)
+        mine = await bench.db.fetchval("SELECT database_id FROM jobq.meta")
+        # Another database with the same schema: not mine, and empty.
+        await bench.db.execute("UPDATE jobq.meta SET database_id = gen_random_uuid()")
+        await bench.db.execute("ALTER TABLE jobq.outbox RENAME TO outbox_of_mine")
+        await bench.db.execute("CREATE TABLE jobq.outbox (LIKE jobq.outbox_of_mine INCLUDING ALL)")
+        await cut_lines(bench, worker)
 
-    reading = asyncio.create_task(started(worker))
-    await until(lambda: worker.turns._database_outage._since is not None, "the database was refused")
-    stats_while_away = await bench.stats()
-    working_while_away = await bench.working(worker)
-    await bench.db.execute("DROP TABLE jobq.outbox")
-    await bench.db.execute("ALTER TABLE jobq.outbox_of_mine RENAME TO outbox")
-    await bench.db.execute("UPDATE jobq.meta SET database_id = $1", mine)
-    await reading
-    await until(lambda: not worker.turns.runs, "the run ended")
-    await settled(worker)
+        reading = asyncio.create_task(started(worker))
+        await until(lambda: worker.turns._database_outage._since is not None, "the database was refused")
+        stats_while_away = await bench.stats()
+        working_while_away = await bench.working(worker)
+        await bench.db.execute("DROP TABLE jobq.outbox")
+        await bench.db.execute("ALTER TABLE jobq.outbox_of_mine RENAME TO outbox")
+        await bench.db.execute("UPDATE jobq.meta SET database_id = $1", mine)
+        await reading
+        await until(lambda: not worker.turns.runs, "the run ended")
+        await settled(worker)
 
-    assert "ghost" not in stats_while_away
-    assert [entry[:32] for entry in working_while_away] == [job_id.hex.encode()]
-    assert runs == [1]
-    await bench.assert_drained()
+        assert "ghost" not in stats_while_away
+        assert [entry[:32] for entry in working_while_away] == [job_id.hex.encode()]
+        assert runs == [1]
+        await bench.assert_drained()
 
 
 async def test_reading_waits_for_postgresql_and_drops_nothing(bench: Bench) -> None:
@@ -550,25 +555,29 @@ async def test_entries_are_not_stranded_when_redis_goes_away_during_their_adopti
     assert runs == [1]
 
 
-async def test_a_turn_that_breaks_off_leaves_nothing_owned_by_nobody(bench: Bench) -> None:
-    note, runs = note_runs(bench.app)
-    worker = await bench.worker(queues=("a", "b"))
-    await bench.enqueue(note, 1, queue="a")
-    await bench.enqueue(note, 2, queue="b")
-    await bench.relay()
-    working_b = bench.broker.keys("b").working(worker.name)
-    await bench.redis.set(working_b, "of another type")
-    turns = asyncio.create_task(worker.turns.take_until_stopped())
+async def test_a_turn_that_breaks_off_leaves_nothing_owned_by_nobody(shared_database_url: str, redis_url: str) -> None:
+    async with (
+        redis_proxy(redis_url) as (proxy, through),
+        Bench.open(shared_database_url, redis_url, redis=through) as bench,
+    ):
+        note, runs = note_runs(bench.app)
+        worker = await bench.worker(queues=("a", "b"))
+        await bench.enqueue(note, 1, queue="a")
+        await bench.relay()
+        # The next turn has fetched from a when it gets no answer from b.
+        worker.turns._first_queue = 1
+        known = bench.broker.keys("b").known
+        proxy.lose_request(f"{script('fetch').sha}\r\n$1\r\n9\r\n${len(known)}\r\n{known}".encode())
 
-    await until(lambda: 1 in runs or worker.settler.pending, "the turn was over")
-    await settled(worker)
-    await until(lambda: not worker.turns.runs, "the runs ended")
-    worker.orders.stopping.set()
-    worker.orders.wake()
-    await turns
-    await settled(worker)
+        loops = [asyncio.create_task(worker.turns.take_until_stopped()), asyncio.create_task(worker.settler.run())]
+        await until(lambda: runs == [1], "it went back and was fetched again")
+        await until(lambda: len(worker.owned) == 0, "it was settled")
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
 
-    assert len(worker.owned) == 0
+        assert proxy.losses == 1
+        assert (await bench.stats("a"))["released"] == 1
 
 
 async def test_lost_ids_cancel_plain_runs(bench: Bench) -> None:

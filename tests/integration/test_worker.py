@@ -21,8 +21,8 @@ from tests.waiting import until
 
 
 @pytest.fixture
-async def bench(database_url: str, redis_url: str) -> AsyncIterator[Bench]:
-    async with Bench.open(database_url, redis_url) as bench:
+async def bench(shared_database_url: str, redis_url: str) -> AsyncIterator[Bench]:
+    async with Bench.open(shared_database_url, redis_url) as bench:
         yield bench
 
 
@@ -171,11 +171,11 @@ async def test_a_worker_survives_whatever_its_tasks_raise(bench: Bench) -> None:
         assert await stop(worker, run) == 0
 
 
-async def test_a_worker_lives_through_an_outage_of_both_stores(database_url: str, redis_url: str) -> None:
+async def test_a_worker_lives_through_an_outage_of_both_stores(shared_database_url: str, redis_url: str) -> None:
     async with (
-        postgres_proxy(database_url) as (postgres, through_postgres),
+        postgres_proxy(shared_database_url) as (postgres, through_postgres),
         redis_proxy(redis_url) as (redis, through_redis),
-        Bench.open(database_url, redis_url, database=through_postgres, redis=through_redis) as bench,
+        Bench.open(shared_database_url, redis_url, database=through_postgres, redis=through_redis) as bench,
     ):
         runs: list[int] = []
 
@@ -201,9 +201,9 @@ async def test_a_worker_lives_through_an_outage_of_both_stores(database_url: str
 
 
 async def test_a_database_without_the_tables_is_refused_at_the_start(
-    servers: Any, database_url: str, redis_url: str
+    servers: Any, shared_database_url: str, redis_url: str
 ) -> None:
-    empty = make_url(database_url).set(database="postgres").render_as_string(hide_password=False)
+    empty = make_url(shared_database_url).set(database="postgres").render_as_string(hide_password=False)
     app = JobQ(database=empty, redis=redis_url)
 
     with pytest.raises(SchemaMismatch):
@@ -347,6 +347,7 @@ async def test_a_task_that_swallows_its_cancellation_keeps_its_entry_and_the_exi
             except asyncio.CancelledError:
                 continue
 
+    bench.closes(gate.opened)  # whatever fails: a task that nobody can cancel would keep the test for ever
     worker = a_worker(bench, grace=0)
     async with running(worker) as run:
         job_id = await bench.commit_and_relay(stubborn)
@@ -356,7 +357,7 @@ async def test_a_task_that_swallows_its_cancellation_keeps_its_entry_and_the_exi
     assert [raw[:32] for raw in await bench.working(worker)] == [job_id.hex.encode()]
     assert worker.name in await bench.broker.beats("default"), "a sweeper finds it"
     assert (await bench.row(job_id))["generation"] == 1  # type: ignore[index]
-    gate.open.set()
+    await gate.opened()
     await until(lambda: not worker.turns.runs, "the task ended")
 
 
@@ -401,12 +402,12 @@ async def test_completions_are_flushed_before_the_end(bench: Bench) -> None:
 
 
 async def test_without_postgresql_unwritten_runs_are_released(
-    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    shared_database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "_FLUSH_WAIT_S", 0.3)
     async with (
-        postgres_proxy(database_url) as (proxy, through),
-        Bench.open(database_url, redis_url, database=through) as bench,
+        postgres_proxy(shared_database_url) as (proxy, through),
+        Bench.open(shared_database_url, redis_url, database=through) as bench,
     ):
         task, gate = gated(bench)
         worker = a_worker(bench, grace=0)
@@ -425,12 +426,12 @@ async def test_without_postgresql_unwritten_runs_are_released(
 
 
 async def test_without_redis_rows_are_settled_and_the_list_is_left_to_a_sweeper(
-    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    shared_database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "_FLUSH_WAIT_S", 0.3)
     async with (
         redis_proxy(redis_url) as (proxy, through),
-        Bench.open(database_url, redis_url, redis=through) as bench,
+        Bench.open(shared_database_url, redis_url, redis=through) as bench,
     ):
         task, gate = gated(bench)
         worker = a_worker(bench)
@@ -448,11 +449,11 @@ async def test_without_redis_rows_are_settled_and_the_list_is_left_to_a_sweeper(
 
 
 async def test_a_read_that_waits_for_postgresql_lets_go_when_the_worker_stops(
-    database_url: str, redis_url: str
+    shared_database_url: str, redis_url: str
 ) -> None:
     async with (
-        postgres_proxy(database_url) as (proxy, through),
-        Bench.open(database_url, redis_url, database=through) as bench,
+        postgres_proxy(shared_database_url) as (proxy, through),
+        Bench.open(shared_database_url, redis_url, database=through) as bench,
     ):
         task, _ = gated(bench)
         worker = a_worker(bench)

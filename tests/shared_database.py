@@ -1,0 +1,46 @@
+"""One database for many tests, made clean for each: creating one takes longer than most tests of the worker.
+
+Invariant: a test finds no rows, no tables but jobq's, and nobody else connected. A test that changes jobq's own
+tables asks for `database_url` instead. Folders take the fixtures into their conftest.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from jobq import embedded
+from tests.conftest import OwnServers, _database
+
+_CLEAN = """
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid();
+    DROP SCHEMA public CASCADE;
+    CREATE SCHEMA public;
+    DELETE FROM jobq.outbox;
+    DELETE FROM jobq.dead;
+    DELETE FROM jobq.step;
+    DELETE FROM jobq.idempotency_key;
+"""
+
+
+@pytest.fixture(scope="session")
+async def shared_database(
+    servers: embedded.Servers | OwnServers, template_database: str, anyio_backend: str
+) -> AsyncIterator[str]:
+    async with _database(servers.database_url, f"jobq_shared_{uuid4().hex}", template_database) as url:
+        yield url
+
+
+@pytest.fixture
+async def shared_database_url(shared_database: str) -> str:
+    """The URL of a migrated database with nothing in it."""
+    connection = await asyncpg.connect(shared_database)
+    try:
+        await connection.execute(_CLEAN)
+    finally:
+        await connection.close()
+    return shared_database
