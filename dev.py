@@ -28,7 +28,7 @@ USAGE = """usage: python3 dev.py demo  [arguments of `jobq demo`]
 # command: the extra of pyproject.toml it needs, the program in the environment, its first arguments
 COMMANDS = {
     "demo": ("demo", "jobq", ["demo"]),
-    "test": ("dev", "python", ["-m", "pytest"]),
+    "test": ("dev", "python", ["-m", "pytest", "-n", "auto", "--maxprocesses", "4"]),
     "bench": ("dev", "python", ["-m", "benchmarks"]),
 }
 

@@ -199,12 +199,31 @@ async def test_no_leader_is_ended_because_redis_cannot_be_read(
         assert not leader.connection.is_closed()
 
 
-async def stand_by_for(
-    leader: RelayUnderTest, connection: asyncpg.Connection, *, seconds: float, takes_turns: bool
+async def test_a_leader_has_its_time_again_after_redis_was_away(
+    database_url: str, redis_url: str, database: asyncpg.Connection
 ) -> None:
-    """Stand by for many times `takeover_after`, then stop."""
+    async with redis_proxy(redis_url) as (proxy, url), open_relay(database_url, url) as leader:
+        assert await follow.try_lead(leader.connection, SCHEMA)
+        await leader.turn()
+        later = asyncio.get_running_loop().call_later
+        later(0.3, setattr, proxy, "is_refusing", True)
+        later(0.3, proxy.cut)
+        later(1.8, setattr, proxy, "is_refusing", False)
+        await stand_by_for(leader, database, seconds=2.1, takes_turns=False, takeover_after=1.2)
+        assert not leader.connection.is_closed()
+
+
+async def stand_by_for(
+    leader: RelayUnderTest,
+    connection: asyncpg.Connection,
+    *,
+    seconds: float,
+    takes_turns: bool,
+    takeover_after: float = 0.1,
+) -> None:
+    """Stand by for some seconds, then stop."""
     stopping = asyncio.Event()
-    settings = RelaySettings(**(FAST | {"takeover_after": 0.1}))
+    settings = RelaySettings(**(FAST | {"takeover_after": takeover_after}))
     standby = asyncio.ensure_future(stand_by(connection, leader.broker, SCHEMA, settings, stopping))
     ends_at = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < ends_at:
