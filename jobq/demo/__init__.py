@@ -58,7 +58,7 @@ async def _play(servers: embedded.Servers, orders: int, seed: int, screen: Scree
             f"Lease {LEASE_S} s, a beat every {BEAT_S} s (by default 15 and 2)."
         )
         witness = Witness(stores)
-        faults = Faults(stage, stores, traffic, screen)
+        faults = Faults(stage, stores, traffic, mailbox, screen)
         async with anyio.create_task_group() as group:
             group.start_soon(_watch, screen, stores, witness, traffic, mailbox)
             async with anyio.create_task_group() as play:

@@ -31,6 +31,8 @@ class Mailbox:
 
     def __init__(self, seed: int):
         self.mails: list[Mail] = []
+        self.slowness = 1.0
+        """How many times longer than usual it takes to answer."""
         self._seed = seed
 
     @asynccontextmanager
@@ -50,5 +52,6 @@ class Mailbox:
         to = envelope.rcpt_tos[0]
         self.mails.append(Mail(to, message["Message-ID"]))
         # Crash here, of the sender: it has sent the mail, does not know it, and sends it again.
-        await anyio.sleep(random.Random(f"{self._seed} {to}").uniform(*_ANSWER_S))  # noqa: S311
+        usual_s = random.Random(f"{self._seed} {to}").uniform(*_ANSWER_S)  # noqa: S311  not a secret
+        await anyio.sleep(usual_s * self.slowness)
         return "250 OK"

@@ -43,6 +43,12 @@ FAST = RelaySettings(
 # --- one fault at every step of one push
 
 
+@pytest.fixture
+def database_url(shared_database_url: str) -> str:
+    """These tests leave jobq's tables as they are, and share a database."""
+    return shared_database_url
+
+
 async def is_exactly(relay: RelayUnderTest, wanted: list[str]) -> bool:
     return await relay.ready() == wanted
 
@@ -131,7 +137,7 @@ class World:
     async def write(self) -> None:
         """Write rows, some of them delayed, some rolled back."""
         async with own_connection(self.database_url) as connection:
-            for _ in range(60):
+            for _ in range(40):
                 transaction = connection.transaction()
                 await transaction.start()
                 delay_s = self.chance.choice([None, None, 0.0, 0.02, 0.08])
@@ -203,7 +209,7 @@ class World:
                     await struck
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 async def test_under_faults_of_every_kind_every_committed_row_is_run_and_none_twice(
     database_url: str, redis_url: str, seed: int
 ) -> None:
@@ -226,7 +232,7 @@ async def test_under_faults_of_every_kind_every_committed_row_is_run_and_none_tw
         try:
             await asyncio.gather(*(world.write() for _ in range(3)))
             striking.cancel()
-            await until(is_drained, "every row is completed", deadline=40)
+            await until(is_drained, "every row is completed", deadline=60)
         finally:
             world.is_over = True
             stopping.set()

@@ -32,7 +32,7 @@ rarely = st.integers(0, 15).map(lambda number: number == 9)
 FATES = ["complete", "complete", "reschedule", "reschedule", "release", "park", "hold", "hold"]
 fates = st.lists(st.sampled_from(FATES), min_size=4, max_size=4)
 LIVE = 8
-EXAMPLES = 100
+EXAMPLES = 60
 NO_BEAT = Beat(True, [], [], [])
 
 

@@ -27,6 +27,12 @@ START = UUID(int=0)
 
 
 @pytest.fixture
+def database_url(shared_database_url: str) -> str:
+    """These tests leave jobq's tables as they are, and share a database."""
+    return shared_database_url
+
+
+@pytest.fixture
 async def relay(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection as the relay opens it."""
     database = Database.of(database_url)

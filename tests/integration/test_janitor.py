@@ -18,6 +18,12 @@ YEAR_S = 365 * 86_400.0
 
 
 @pytest.fixture
+def database_url(shared_database_url: str) -> str:
+    """These tests leave jobq's tables as they are, and share a database."""
+    return shared_database_url
+
+
+@pytest.fixture
 async def database(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     async with own_connection(database_url) as connection:
         yield connection

@@ -23,6 +23,12 @@ from tests.waiting import until
 FAST: dict[str, Any] = {"detect_loss_every": 0.01, "takeover_after": 0.2, "beat": 0.001, "look_ahead": 0.2}
 
 
+@pytest.fixture
+def database_url(shared_database_url: str) -> str:
+    """These tests leave jobq's tables as they are, and share a database."""
+    return shared_database_url
+
+
 class RunningRelay:
     """A relay that serves in a task, as a process would."""
 

@@ -11,6 +11,12 @@ from tests.relay_rows import SCHEMA, RelayUnderTest, add, entries, open_relay, o
 from tests.waiting import until
 
 
+@pytest.fixture
+def database_url(shared_database_url: str) -> str:
+    """These tests leave jobq's tables as they are, and share a database."""
+    return shared_database_url
+
+
 async def is_there(relay: RelayUnderTest, wanted: list[str]) -> bool:
     return sorted(await relay.ready()) == sorted(wanted)
 

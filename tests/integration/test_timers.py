@@ -13,6 +13,12 @@ from tests.relay_rows import RelayUnderTest, add, entries, open_relay, own_conne
 AHEAD_S = 0.1
 
 
+@pytest.fixture
+def database_url(shared_database_url: str) -> str:
+    """These tests leave jobq's tables as they are, and share a database."""
+    return shared_database_url
+
+
 async def test_a_delayed_job_is_pushed_when_it_is_due_and_not_before(database_url: str, redis_url: str) -> None:
     async with open_relay(database_url, redis_url) as relay:
         await relay.settle()

@@ -17,6 +17,12 @@ from tests.faults.proxy import redis_proxy
 from tests.relay_rows import SCHEMA, RelayUnderTest, add, delete, entries, open_relay, own_connection
 
 
+@pytest.fixture
+def database_url(shared_database_url: str) -> str:
+    """These tests leave jobq's tables as they are, and share a database."""
+    return shared_database_url
+
+
 @asynccontextmanager
 async def walk_by_hand(
     database_url: str, redis_url: str, **settings: Any

@@ -241,7 +241,7 @@ async def test_running_jobs_have_their_grace_and_are_told(bench: Bench) -> None:
         await bench.commit_and_relay(task)
         await gate.arrived.wait()
         await bench.commit_and_relay(task)
-        await until(lambda: len(worker.turns.runs) == 2, "the second one runs too")
+        await until(lambda: len(seen) == 2, "the second one runs too")
         worker.orders.stopping.set()
         worker.orders.wake()
         await bench.commit_and_relay(task)
