@@ -179,13 +179,13 @@ async def test_the_isolation_level_of_the_applications_engine_does_not_matter(da
 
 async def test_a_connection_is_not_cut_by_the_databases_timeouts_and_says_whose_it_is(database_url):
     name = database_name(database_url)
-    await fetch(database_url, f"ALTER DATABASE {name} SET statement_timeout = '1ms'")
+    await fetch(database_url, f"ALTER DATABASE {name} SET statement_timeout = '500ms'")
 
     async with database_of(database_url) as database, connected(database, name="jobq:relay") as connection:
         assert await connection.fetchval("SHOW statement_timeout") == "0"
         assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "1min"
         assert await connection.fetchval("SHOW application_name") == "jobq:relay"
-        await connection.execute("SELECT pg_sleep(0.02)")
+        await connection.execute("SELECT pg_sleep(0.6)")
 
 
 async def test_a_connection_belongs_to_no_pool(database_url):
