@@ -101,21 +101,20 @@ class Executor:
             await (call() if task.is_async else self._in_thread(call))
 
     async def _in_thread(self, call: Callable[[], Any]) -> None:
-        """Run a synchronous task. A thread cannot be stopped: a cancelled run keeps its slot until it ends."""
+        """Run a synchronous task. A thread cannot be stopped: a cancelled run keeps its slot until it ends.
+
+        If it then ended well it is done, late or not: its work would be done twice by another run.
+        """
         work = self._threads.submit(contextvars.copy_context().run, _called, call)
         future = asyncio.wrap_future(work)
-        cancelled: asyncio.CancelledError | None = None
         while not future.done():
             try:
                 await asyncio.shield(future)
-            except asyncio.CancelledError as error:
-                cancelled = error
+            except asyncio.CancelledError:
                 if work.cancel():
-                    break  # no thread had taken it up
+                    raise  # no thread had taken it up
             except Exception:  # noqa: BLE001, S110
                 pass  # raised below, by result()
-        if cancelled is not None:
-            raise cancelled
         future.result()
 
     def _settle(

@@ -477,12 +477,15 @@ async def test_no_more_threads_run_than_allowed(bench: Bench) -> None:
     await bench.assert_drained()
 
 
-async def test_a_thread_that_overruns_its_time_keeps_its_slot_and_has_failed(bench: Bench) -> None:
+@pytest.mark.parametrize("fails", [False, True], ids=["ends well", "raises"])
+async def test_a_thread_that_overruns_its_time_keeps_its_slot_and_ends_as_it_ends(bench: Bench, fails: bool) -> None:
     release = threading.Event()
 
     @bench.app.task(timeout=0.02)
     def hold() -> None:
         release.wait(10)
+        if fails:
+            raise ValueError
 
     worker = await bench.worker()
     job_id = await bench.commit_and_relay(hold)
@@ -496,8 +499,8 @@ async def test_a_thread_that_overruns_its_time_keeps_its_slot_and_has_failed(ben
     await settled(worker)
 
     row = await bench.row(job_id)
-    assert row is not None
-    assert (row["attempts"], row["error_type"]) == (1, "TimeoutError")
+    end = None if row is None else (row["attempts"], row["error_type"])
+    assert end == ((1, "ValueError") if fails else None)
 
 
 async def test_a_synchronous_task_that_waits_for_a_thread_is_given_up_at_once(bench: Bench) -> None:
