@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from types import TracebackType
 from typing import NamedTuple
 
 from ..model import Job
@@ -48,5 +49,15 @@ def log_attempt(attempt: Attempt) -> None:
         fields["error"] = "".join(traceback.format_exception_only(error)).strip()
     if attempt.delay_s is not None:
         fields["next_in_s"] = round(attempt.delay_s, 1)
-    is_surprise = error is not None and attempt.outcome in _LEVELS
-    log.log(level, "job %s", attempt.outcome, extra={"fields": fields}, exc_info=error if is_surprise else None)
+    trace = _trace(error) if error is not None and attempt.outcome in _LEVELS else None
+    log.log(level, "job %s", attempt.outcome, extra={"fields": fields}, exc_info=trace)
+
+
+def _trace(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+    """The error with its traceback from the task on: the worker's own frames tell a reader nothing."""
+    trace = error.__traceback__
+    while (
+        trace is not None and trace.tb_next is not None and trace.tb_frame.f_globals.get("__package__") == __package__
+    ):
+        trace = trace.tb_next
+    return type(error), error, trace

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 import threading
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -632,3 +633,14 @@ async def test_jobs_run_side_by_side_up_to_the_number_of_slots(bench: Bench) -> 
     await settled(worker)
 
     await bench.assert_drained()
+
+
+async def test_a_failure_is_told_with_its_traceback_from_the_task_on(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run_raising(bench, LookupError("no such order"))
+
+    (record,) = [record for record in caplog.records if record.name == "jobq.worker.attempt"]
+    assert record.exc_info is not None
+    frames = traceback.extract_tb(record.exc_info[2])
+    assert [frame.name for frame in frames] == ["fail"]
