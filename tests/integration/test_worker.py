@@ -484,3 +484,9 @@ async def test_the_heartbeat_is_the_last_to_stop(bench: Bench) -> None:
         assert not run.done()
         gate.open.set()
         assert await asyncio.wait_for(run, 10) == 0
+
+
+def test_two_workers_on_one_host_with_one_pid_have_different_names() -> None:
+    app = JobQ()
+
+    assert Worker(app).name != Worker(app).name, "containers share host names and pids"
