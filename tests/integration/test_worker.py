@@ -213,6 +213,23 @@ async def test_a_database_without_the_tables_is_refused_at_the_start(
     assert not any(thread.name == "jobq heartbeat" for thread in threading.enumerate())
 
 
+async def test_an_idle_worker_blocks_on_the_bell_and_never_on_a_queue(bench: Bench) -> None:
+    worker = a_worker(bench)
+    async with running(worker) as run:
+        blocked = await until(lambda: blocked_clients(bench), "the worker waits in Redis")
+        # What blocks on a list is served as soon as something is there, and lost if its wait is cancelled just then.
+        taken = await bench.redis.rpush(bench.broker.keys("default").ready[1], "an entry without a ring")
+        left = await bench.redis.llen(bench.broker.keys("default").ready[1])
+        assert await stop(worker, run) == 0
+
+    assert [client["cmd"] for client in blocked] == ["blpop"]
+    assert (taken, left) == (1, 1)
+
+
+async def blocked_clients(bench: Bench) -> list[dict[str, str]]:
+    return [client for client in await bench.redis.client_list() if "b" in client["flags"]]
+
+
 # --- stopping --------------------------------------------------------------------------------------------------------
 
 
