@@ -209,7 +209,7 @@ async def _fill(application: JobQ, count: int) -> None:
 
 async def _until_left(session: AsyncSession, most: int) -> None:
     """Wait until at most `most` rows are left. Asks often when few are left, and never for a whole count."""
-    probe = text(f"SELECT count(*) FROM (SELECT 1 FROM jobq.outbox LIMIT {most + 1}) AS some")
+    probe = text(f"SELECT count(*) FROM (SELECT 1 FROM jobq.outbox LIMIT {most + 1}) AS rest")
     while (await session.execute(probe)).scalar_one() > most:
         await session.rollback()
         await asyncio.sleep(0.02)
