@@ -8,6 +8,7 @@ Invariant: a missing server fails the tests and says what to do; it never skips 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 import jobq.migrate
 from jobq import embedded
 from jobq.errors import ConfigurationError
+
+# A run in the background of a script ignores Ctrl-C, and so would every process that the tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATABASE_VARIABLE = "JOBQ_TEST_DATABASE_URL"
 REDIS_VARIABLE = "JOBQ_TEST_REDIS_URL"
