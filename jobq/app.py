@@ -7,7 +7,6 @@ task and outbox.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
@@ -18,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from .context import Context
 from .errors import ConfigurationError
+from .migrate import checked_schema
 from .model import DeadJob, Enqueued, Intent
 from .outbox.browse import cancel
 from .outbox.database import Database
@@ -29,8 +29,6 @@ from .task import P, S, T, Task, TaskDecorator
 
 DeadHook = Callable[[AsyncSession, DeadJob], Awaitable[None]]
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
-
-_SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
 class JobQ:
@@ -49,9 +47,7 @@ class JobQ:
         schema: str = "jobq",
         lifespan: Lifespan | None = None,
     ):
-        if not _SCHEMA_NAME.fullmatch(schema):
-            raise ConfigurationError(f"JobQ(schema={schema!r}): a schema name is lower-case letters, digits and _")
-        self.schema = schema
+        self.schema = checked_schema(schema)
         self.lifespan = lifespan
         self.tasks: dict[str, Task[..., Any, Any]] = {}
         """Every task by each of its names."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 ARGS_LIMIT = 1024 * 1024
 """Bytes of JSON that the arguments of one job may take; a CHECK on the table holds the same."""

@@ -87,12 +87,10 @@ class Witness:
 
     def __init__(self, stores: Stores):
         self._stores = stores
-        self.looks = 0
         self.half_done: set[int] = set()
 
     async def look(self) -> None:
         self.half_done |= {row["order_id"] for row in await self._stores.rows(self._QUERY)}
-        self.looks += 1
 
 
 async def judge(stores: Stores, witness: Witness, answers: Sequence[Answer], mails: Sequence[Mail]) -> Verdict:
