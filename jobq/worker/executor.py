@@ -183,9 +183,9 @@ def _called(call: Callable[[], Any]) -> None:
     """A synchronous task, in its thread."""
     try:
         result = call()
-    except StopIteration as error:
-        # No future takes it, so the run would never end. A coroutine does the same with it.
-        raise RuntimeError("the task raised StopIteration") from error
+    except (StopIteration, GeneratorExit) as error:
+        # No future takes the first, and the second closes the coroutines that wait for it: the run would never end.
+        raise RuntimeError(f"the task raised {type(error).__name__}") from error
     if inspect.isawaitable(result):
         if inspect.iscoroutine(result):
             result.close()

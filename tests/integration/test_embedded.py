@@ -239,7 +239,7 @@ async def test_the_data_of_a_killed_owner_can_be_started_on_at_once(reachable: P
 
         with embedded.start(reachable, durable=True) as servers:
             assert await _count_kept(servers.database_url) == 1000
-            assert not any(map(is_alive, other.pids))
+            await until(lambda: not any(map(is_alive, other.pids)), "the killed owner's servers are reaped")
 
 
 async def _count_kept(url: str) -> int:
@@ -261,7 +261,7 @@ async def test_a_kill_is_over_when_the_last_process_is_gone(both: embedded.Serve
 
         os.kill(backend, signal.SIGCONT)
         killing.result(timeout=10)
-    assert not is_alive(backend)
+    await until(lambda: not is_alive(backend), "the backend, whose files are closed, is reaped")
     connection.terminate()
     both.postgres.start()
 

@@ -215,11 +215,12 @@ class Odd(BaseException):
     "error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit, StopIteration, Odd]
 )
 async def test_no_exception_of_a_task_kills_the_worker_or_loses_the_job(
-    bench: Bench, error: type[BaseException], sync: bool
+    bench: Bench, caplog: pytest.LogCaptureFixture, error: type[BaseException], sync: bool
 ) -> None:
     _, row = await run_raising(bench, error, sync=sync)
 
     assert (row["generation"], row["attempts"]) == (2, 1)
+    assert [record.getMessage() for record in caplog.records] == ["job retried"]
 
 
 async def test_the_worker_goes_on_after_such_an_exception(bench: Bench) -> None:
