@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +17,9 @@ CRASHES_BEFORE_POISON = 3
 """A job whose worker died this often in a row is buried."""
 ERROR_LIMIT = 4000
 """Characters of an error that are kept in `last_error`."""
+
+
+WakeUpBy: TypeAlias = Literal["auto", "notify", "poll"]
 
 
 class _Settings(BaseModel):
@@ -50,8 +54,15 @@ class RelaySettings(_Settings):
 
     beat: float = Field(default=2.0, gt=0)
     """The workers' heartbeat interval: after a loss of Redis the relay gives them two to re-assert."""
+    wake_up: WakeUpBy = "auto"
+    """How a sleeping relay learns of a commit. auto: by NOTIFY, or through a connection pooler by polling."""
     poll_shortest: float = Field(default=0.002, gt=0)
     poll_longest: float = Field(default=0.025, gt=0)
+    """Between two polls while the relay cannot sleep."""
+    sleep_after: int = Field(default=3, ge=0)
+    """Polls in a row that found nothing, before the relay tries to sleep."""
+    sleep_longest: float = Field(default=1.0, gt=0)
+    """A sleeping relay looks up by itself after this long."""
     poll_limit: int = Field(default=5_000, ge=1)
     """Rows one poll hands over; the walk brings the rest."""
     push_limit: int = Field(default=500, ge=1)

@@ -14,7 +14,7 @@ import click
 from ..app import JobQ
 from ..errors import ConfigurationError
 from ..relay.leadership import Relay
-from ..settings import RelaySettings, WorkerSettings
+from ..settings import RelaySettings, WakeUpBy, WorkerSettings
 from ..task import QUEUE_NAME
 from ..worker.worker import Worker
 from .options import (
@@ -172,9 +172,21 @@ _loop_option = click.option(
 )
 
 
+_wake_up_option = click.option(
+    "--wake-up",
+    type=click.Choice(["auto", "notify", "poll"]),
+    envvar="JOBQ_WAKE_UP",
+    show_envvar=True,
+    default="auto",
+    show_default=True,
+    help="How the relay learns of a commit. poll: where it cannot LISTEN; auto: poll behind a connection pooler.",
+)
+
+
 @click.command()
 @app_argument
 @_lease_options
+@_wake_up_option
 @_loop_option
 @database_url_option
 @redis_url_option
@@ -184,6 +196,7 @@ def relay(
     app: str | None,
     lease: float,
     beat: float | None,
+    wake_up: WakeUpBy,
     loop: str,
     database_url: str | None,
     redis_url: str | None,
@@ -200,7 +213,7 @@ def relay(
     """
     stores = find_stores(app, database_url=database_url, redis_url=redis_url, schema=schema)
     assert stores.redis_url is not None
-    settings = RelaySettings(beat=_beat_of(lease, beat))
+    settings = RelaySettings(beat=_beat_of(lease, beat), wake_up=wake_up)
     serving = Relay(stores.database, stores.redis_url, stores.schema, settings)
     end_with(loop, lambda: serve_relay(serving))
 
@@ -242,6 +255,7 @@ def worker(
 @app_argument
 @_worker_options
 @_lease_options
+@_wake_up_option
 @_loop_option
 @database_url_option
 @redis_url_option
@@ -251,6 +265,7 @@ def run(
     app: str | None,
     make_settings: Callable[[JobQ], WorkerSettings],
     beat: float,
+    wake_up: WakeUpBy,
     loop: str,
     database_url: str | None,
     redis_url: str | None,
@@ -266,7 +281,7 @@ def run(
     """
     jobs = open_app(app, database_url=database_url, redis_url=redis_url, schema=schema)
     serving = _make_worker(app, jobs, make_settings)
-    beside = Relay(jobs.database, jobs.redis_url, jobs.schema, RelaySettings(beat=beat))
+    beside = Relay(jobs.database, jobs.redis_url, jobs.schema, RelaySettings(beat=beat, wake_up=wake_up))
     end_with(loop, lambda: serve_worker(serving, beside))
 
 

@@ -7,7 +7,7 @@ has a deadline. Called by relay. Calls statement.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -17,7 +17,11 @@ import asyncpg
 
 from .statement import Statement
 
-LEADER_LOCK = 0x6A6F6271  # "jobq": the first half of the advisory lock; the second is the hash of the schema
+LEADER_LOCK = 0x6A6F6271
+"""The first half of the leader's advisory lock; the second, here and below, is the hash of the schema."""
+WAKE_LOCK = 0x6A6F6277
+"""K: writers share it, and the leader holds it alone while it sleeps. The trigger on outbox has the same number."""
+_CHANNEL = "jobq"
 
 ANSWER_TIMEOUT_S = 30.0
 """A connection that says nothing for this long leads nowhere any more."""
@@ -29,7 +33,9 @@ _timers = Statement("timers")
 _clock = Statement("clock")
 _page = Statement("page")
 _reread = Statement("reread")
-_try_lead = Statement("try_lead")
+_try_lock = Statement("try_lock")
+_unlock = Statement("unlock")
+_backend = Statement("backend")
 _end_leader = Statement("end_leader")
 _tidy = (Statement("tidy_keys"), Statement("tidy_steps"))
 _tidy_dead = Statement("tidy_dead")
@@ -125,8 +131,39 @@ async def reread(connection: asyncpg.Connection, schema: str, ids: Sequence[UUID
 
 async def try_lead(connection: asyncpg.Connection, schema: str) -> bool:
     """Try for the leader's session lock, without waiting."""
-    ((leads,),) = await _ask(_try_lead, connection, schema, space=LEADER_LOCK, schema_name=schema)
+    ((leads,),) = await _ask(_try_lock, connection, schema, space=LEADER_LOCK, schema_name=schema)
     return bool(leads)
+
+
+async def is_pooled(connection: asyncpg.Connection) -> bool:
+    """Tell whether a pooler stands between: then the session that was connected to is not the one that answers."""
+    ((backend,),) = await _ask(_backend, connection, "")
+    return bool(backend != connection.get_server_pid())
+
+
+async def listen(connection: asyncpg.Connection, schema: str, woken: Callable[[], None]) -> None:
+    """Call `woken` after every commit of rows of this schema that happened while the relay slept."""
+
+    def hear(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+        if payload == schema:
+            woken()
+
+    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        await connection.add_listener(_CHANNEL, hear)
+
+
+async def try_sleep(connection: asyncpg.Connection, schema: str) -> bool:
+    """Try for K: refused while a transaction that wrote is not yet over.
+
+    A statement of its own (MUST): what was committed before it is visible to the next one, not to this one.
+    """
+    ((granted,),) = await _ask(_try_lock, connection, schema, space=WAKE_LOCK, schema_name=schema)
+    return bool(granted)
+
+
+async def end_sleep(connection: asyncpg.Connection, schema: str) -> None:
+    """Give K back."""
+    await _ask(_unlock, connection, schema, space=WAKE_LOCK, schema_name=schema)
 
 
 async def end_leader(connection: asyncpg.Connection, schema: str) -> int:

@@ -56,7 +56,7 @@ class Relay:
             try:
                 await self._serve(stopping)
             except Exception as error:  # noqa: BLE001  the loop runner: whatever broke, start again
-                await pause(stopping, self._trouble(error))
+                await pause(self._trouble(error), stopping)
         await self._client.aclose()
 
     async def _serve(self, stopping: asyncio.Event) -> None:
@@ -71,7 +71,7 @@ class Relay:
             self.is_leading = True
             log.info("relay leads", extra={"fields": {"schema": self._schema}})
             while not stopping.is_set():
-                await pause(stopping, await leader.step())
+                await pause(await leader.step(), stopping, leader.woken)
         finally:
             self.is_leading = False
             connection.terminate()
@@ -126,20 +126,21 @@ async def stand_by(
             log.warning("ended a leader that did nothing", extra={"fields": {"sessions": ended}})
             still_since = time.monotonic()
             continue
-        await pause(stopping, settings.detect_loss_every)
+        await pause(settings.detect_loss_every, stopping)
     return False
 
 
-async def pause(stopping: asyncio.Event, seconds: float) -> None:
-    """Wait `seconds`, or until this process is to stop."""
+async def pause(seconds: float, *events: asyncio.Event) -> None:
+    """Wait `seconds`, or until one of the events is set."""
     if seconds <= 0:
         await asyncio.sleep(0)
         return
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
     try:
-        async with asyncio.timeout(seconds):
-            await stopping.wait()
-    except TimeoutError:
-        pass
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 async def _read_tokens(broker: Broker) -> dict[str, bytes | None] | None:

@@ -7,10 +7,11 @@ each push gives safety. A leader's turn:
 2. poll: ask for the rows that the last poll's snapshot did not show, and push them;
 3. push the jobs whose time has come;
 4. walk: compare one page of rows with Redis, and push what is missing there;
-5. touch each queue now and then: a token that is not ours means that Redis lost its data.
+5. touch each queue now and then: a token that is not ours means that Redis lost its data;
+6. rest: nothing new for a few turns, and it sleeps until a commit wakes it.
 
 Whatever breaks, a new leader starts from a new snapshot and walks the whole table; nothing else needs keeping.
-Called by cli. Calls outbox.follow, push, timers, walk and janitor.
+Called by cli. Calls outbox.follow, push, timers, walk, wake_up and janitor.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .backlog import Backlog
 from .janitor import Janitor
 from .push import ReliablePush
 from .timers import Timers
+from .wake_up import WakeUp
 from .walk import Walk
 
 _ANNOUNCE_EVERY_S = 30.0
@@ -45,12 +47,16 @@ class Leader:
         *,
         since: Snapshot,
         timers: Timers,
+        wake_up: WakeUp,
     ):
         self._connection = connection
         self._schema = schema
         self._settings = settings
         self._since = since
         self._timers = timers
+        self._wake_up = wake_up
+        self.woken = wake_up.woken
+        """Set when the pause that step() asked for is to end."""
         self._backlog = Backlog(settings.ready_limit)
         self._push = ReliablePush(broker, self._backlog, settings)
         self._walk = Walk(connection, schema, broker, self._push, self._backlog, settings)
@@ -64,21 +70,23 @@ class Leader:
         cls, connection: asyncpg.Connection, broker: Broker, schema: str, settings: RelaySettings
     ) -> Leader:
         """Begin at a new snapshot. What was committed before is left to a walk over everything."""
+        wake_up = await WakeUp.open(connection, schema, settings)
         since, now = await follow.take_snapshot(connection, schema)
         timers = Timers(connection, schema, settings, start=now)
-        leader = cls(connection, broker, schema, settings, since=since, timers=timers)
+        leader = cls(connection, broker, schema, settings, since=since, timers=timers, wake_up=wake_up)
         leader._backlog.mark_all()
         return leader
 
     async def step(self) -> float:
-        """Take one turn. Returns the seconds that may pass before the next."""
+        """Take one turn. Returns the seconds that may pass before the next, unless `woken` is set before."""
+        self.woken.clear()
         await self._timers.look_ahead()
         found = await self._poll()
         await self._push_due()
         await self._walk.step()
         await self._touch_queues()
         await self._janitor.step()
-        return self._pause(found)
+        return await self._rest(found)
 
     async def _poll(self) -> bool:
         # Crash here: the next leader's snapshot is later, and its walk finds the rows.
@@ -139,10 +147,24 @@ class Leader:
         has_full_lists = self._backlog.has_full_lists
         self._next_touch = now + (_FULL_LIST_EVERY_S if has_full_lists else self._settings.detect_loss_every)
 
-    def _pause(self, found: bool) -> float:
-        """2 ms after work, then longer and longer; never past the next timer."""
-        self._idle_turns = 0 if found or self._walk.is_repairing else self._idle_turns + 1
-        if self._idle_turns == 0:
+    async def _rest(self, found: bool) -> float:
+        """Seconds until the next turn: none after work, then 2 ms and longer, then asleep until a commit."""
+        if found or self._walk.is_repairing or not self._backlog.is_clean:
+            await self._wake_up.get_up()
+        if found or self._walk.is_repairing:
+            self._idle_turns = 0
+            return 0.0
+        self._idle_turns += 1
+        if self._wake_up.is_asleep:
+            next_touch_in_s = self._next_touch - time.monotonic()
+            return max(0.0, min(self._settings.sleep_longest, next_touch_in_s, self._next_known_in_s))
+        may_sleep = self._idle_turns > self._settings.sleep_after and self._backlog.is_clean
+        if may_sleep and await self._wake_up.fall_asleep():
+            # Once more before it sleeps: what was committed before the lock was had has notified nobody (MUST).
             return 0.0
         idle = self._settings.poll_shortest * 1.1 ** min(self._idle_turns, 100)
-        return max(0.0, min(idle, self._settings.poll_longest, self._timers.next_in_s))
+        return max(0.0, min(idle, self._settings.poll_longest, self._next_known_in_s))
+
+    @property
+    def _next_known_in_s(self) -> float:
+        return min(self._timers.next_in_s, self._walk.next_in_s)

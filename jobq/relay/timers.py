@@ -88,5 +88,6 @@ class Timers:
 
     @property
     def next_in_s(self) -> float:
-        """Seconds until the next entry is due; infinity for none."""
-        return self._heap[0][0] - time.monotonic() if self._heap else float("inf")
+        """Seconds until the next entry is due, or until it is time to look ahead."""
+        next_look = self._next_look if self._crowded_at is None else self._crowded_at
+        return min(next_look, self._heap[0][0] if self._heap else next_look) - time.monotonic()

@@ -57,6 +57,13 @@ class Walk:
     def is_repairing(self) -> bool:
         return self._repair is not None and not self._push.is_away
 
+    @property
+    def next_in_s(self) -> float:
+        """Seconds until there is something to do. A page that was read waits for the poll of the next turn."""
+        if self._page:
+            return 0.0
+        return float("inf") if self._push.is_away else self._next_scrub - time.monotonic()
+
     async def step(self) -> None:
         """Compare the page read last time with Redis, and read the next one."""
         if self._page:

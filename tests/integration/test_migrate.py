@@ -43,8 +43,8 @@ NEXT_REVISION = '''"""A later revision."""
 
 from alembic import op
 
-revision = "jobq_0002"
-down_revision = "jobq_0001"
+revision = "jobq_0003"
+down_revision = "jobq_0002"
 branch_labels = None
 depends_on = None
 
@@ -89,7 +89,7 @@ def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     def make(upgrade: str = "") -> None:
         folder = tmp_path / "migrations"
         shutil.copytree(ROOT / "migrations", folder, ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "versions" / "jobq_0002_later.py").write_text(NEXT_REVISION.format(upgrade=upgrade))
+        (folder / "versions" / "jobq_0003_later.py").write_text(NEXT_REVISION.format(upgrade=upgrade))
         monkeypatch.setattr(migrate, "scripts", lambda: folder)
 
     return make
@@ -230,7 +230,7 @@ async def test_downgrade_and_upgrade_make_the_same_tables_with_a_new_identity(en
     assert await tables(connection) == {}
     assert await migrate.current(engine) is None
 
-    await migrate.upgrade(engine, "jobq_0001")
+    await migrate.upgrade(engine, "jobq_0002")
     assert await tables(connection) == TABLES
     assert await connection.fetchval("SELECT database_id FROM jobq.meta") != identity
 
@@ -255,18 +255,18 @@ async def test_losses_counts_the_rows_that_a_downgrade_drops(engine, connection)
 
 async def test_upgrade_and_downgrade_stop_at_the_revision_they_are_told(engine, connection, next_revision):
     next_revision()
-    await migrate.upgrade(engine, "jobq_0001")
+    await migrate.upgrade(engine, "jobq_0002")
     assert "later" not in await tables(connection)
 
     await migrate.upgrade(engine)
     assert "later" in await tables(connection)
-    await migrate.upgrade(engine, "jobq_0001")
-    assert await migrate.current(engine) == "jobq_0002"
+    await migrate.upgrade(engine, "jobq_0002")
+    assert await migrate.current(engine) == "jobq_0003"
 
-    await migrate.downgrade(engine, "jobq_0001")
+    await migrate.downgrade(engine, "jobq_0002")
     assert await tables(connection) == TABLES
-    with pytest.raises(ConfigurationError, match="jobq_0001 already, which is before jobq_0002"):
-        await migrate.downgrade(engine, "jobq_0002")
+    with pytest.raises(ConfigurationError, match="jobq_0002 already, which is before jobq_0003"):
+        await migrate.downgrade(engine, "jobq_0003")
 
 
 async def test_stamp_records_a_revision_and_touches_nothing_else(engine, connection, next_revision):
@@ -274,7 +274,7 @@ async def test_stamp_records_a_revision_and_touches_nothing_else(engine, connect
     await connection.execute("UPDATE jobq.alembic_version SET version_num = 'jobq_9999'")
 
     await migrate.stamp(engine, "head")
-    assert await migrate.current(engine) == "jobq_0002"
+    assert await migrate.current(engine) == "jobq_0003"
     assert await tables(connection) == TABLES
 
     await migrate.stamp(engine, "base")
@@ -291,7 +291,7 @@ async def test_a_revision_that_fails_leaves_nothing_whatever_the_engine(
         with pytest.raises(DBAPIError, match="division by zero"):
             await migrate.upgrade(engine)
 
-        assert await migrate.current(engine) == "jobq_0001"
+        assert await migrate.current(engine) == "jobq_0002"
     assert await tables(connection) == TABLES
 
 
@@ -302,7 +302,7 @@ async def test_revisions_before_one_that_fails_stay_applied(engine, connection, 
     with pytest.raises(DBAPIError, match="division by zero"):
         await migrate.upgrade(engine)
 
-    assert await migrate.current(engine) == "jobq_0001"
+    assert await migrate.current(engine) == "jobq_0002"
     assert await tables(connection) == TABLES
 
 
@@ -366,7 +366,7 @@ async def test_two_schemas_of_one_database_know_nothing_of_each_other(engine, co
     await migrate.downgrade(engine, "base")
 
     assert await tables(connection, "order") == TABLES
-    assert await migrate.current(engine, schema="order") == "jobq_0001"
+    assert await migrate.current(engine, schema="order") == "jobq_0002"
 
 
 @pytest.mark.parametrize("name", ["", "Jobq", "1jobq", 'jobq"; DROP', "j" * 64, "jobq\n", "jöbq"])
@@ -376,7 +376,7 @@ async def test_a_name_that_is_no_schema_is_refused(engine, name):
 
 
 async def test_an_unknown_revision_is_refused_with_those_there_are(engine):
-    with pytest.raises(ConfigurationError, match="no revision 'jobq_7777': there are head, base, jobq_0001"):
+    with pytest.raises(ConfigurationError, match="no revision 'jobq_7777': there are head, base, jobq_0001, jobq_0002"):
         await migrate.upgrade(engine, "jobq_7777")
 
 
@@ -398,7 +398,7 @@ async def test_check_says_how_to_make_missing_tables(engine, connection):
 async def test_check_says_how_to_bring_up_older_tables(connection, next_revision):
     next_revision()
 
-    with pytest.raises(SchemaMismatch, match="at jobq_0001, not jobq_0002: run `jobq migrate upgrade`"):
+    with pytest.raises(SchemaMismatch, match="at jobq_0002, not jobq_0003: run `jobq migrate upgrade`"):
         await migrate.check(connection)
 
 
@@ -411,7 +411,7 @@ async def test_tables_of_a_later_release_are_left_alone(engine, connection):
         lambda: migrate.downgrade(engine, "base"),
         lambda: migrate.losses(engine, "base"),
     ):
-        with pytest.raises(SchemaMismatch, match="jobq_9999, and this jobq knows jobq_0001 at most"):
+        with pytest.raises(SchemaMismatch, match="jobq_9999, and this jobq knows jobq_0002 at most"):
             await attempt()
     assert await tables(connection) == TABLES
 
@@ -435,11 +435,11 @@ async def test_the_statements_do_what_upgrade_and_downgrade_do(engine, connectio
 def test_the_statements_of_a_part_of_the_way_do_not_create_the_schema(next_revision):
     next_revision()
 
-    part = migrate.sql("jobq_0001:jobq_0002", schema="other")
+    part = migrate.sql("jobq_0002:jobq_0003", schema="other")
 
     assert "CREATE SCHEMA" not in part
     assert "CREATE TABLE other.later" in part
-    assert migrate.sql("jobq_0001") == migrate.sql("base:jobq_0001")
+    assert migrate.sql("jobq_0002") == migrate.sql("base:jobq_0002")
 
 
 def test_the_names_of_the_files_are_the_chain_that_alembic_sees():
