@@ -41,11 +41,13 @@ class Target:
         self._database = database
         self.schema = schema
 
-    def run(self, work: Callable[[AsyncEngine], Awaitable[T]]) -> T:
-        """Do `work` on the engine, in a loop of its own."""
+    def run(self, work: Callable[[AsyncEngine], Awaitable[T]], *, locks: bool = False) -> T:
+        """Do `work` on the engine, in a loop of its own. `locks`: it holds a lock, which has to end with it."""
 
         async def whole() -> T:
             try:
+                if locks:
+                    await self._database.require_sessions()
                 return await work(self._database.engine)
             finally:
                 await self._database.engine.dispose()  # an application's, too: its loop ends here
@@ -104,7 +106,7 @@ def upgrade(rev: str, lock_timeout: float, target: Target) -> None:
         await tables.upgrade(engine, rev, schema=target.schema, lock_timeout=lock_timeout)
         return await tables.current(engine, schema=target.schema)
 
-    click.echo(target.run(work) or "base")
+    click.echo(target.run(work, locks=True) or "base")
 
 
 @migrate.command()
@@ -122,7 +124,9 @@ def downgrade(rev: str, yes: bool, lock_timeout: float, target: Target) -> None:
             if not sys.stdin.isatty():
                 raise click.UsageError("nobody can be asked here: repeat with --yes to drop them")
             click.confirm("Drop them?", abort=True, err=True)
-    target.run(lambda engine: tables.downgrade(engine, rev, schema=target.schema, lock_timeout=lock_timeout))
+    target.run(
+        lambda engine: tables.downgrade(engine, rev, schema=target.schema, lock_timeout=lock_timeout), locks=True
+    )
     click.echo(rev)
 
 
@@ -143,7 +147,7 @@ def current(check: bool, target: Target) -> None:
 @_targeted
 def stamp(rev: str, target: Target) -> None:
     """Record REV as the revision of the tables, and touch nothing else."""
-    target.run(lambda engine: tables.stamp(engine, rev, schema=target.schema))
+    target.run(lambda engine: tables.stamp(engine, rev, schema=target.schema), locks=True)
     click.echo(rev)
 
 

@@ -1,7 +1,8 @@
 """Where the application keeps its data, and jobq's own connections to it.
 
 Invariant: every connection jobq opens for itself leads to the primary of the one database that it was opened
-for first, runs at read committed, and belongs to no pool. Called by relay, worker, cli. Calls nothing.
+for first, runs at read committed, belongs to no pool, and sets nothing in a session that others use after it.
+Called by relay, worker, cli. Calls pooler.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sqlalchemy.ext.asyncio import (
 )
 
 from ..errors import ConfigurationError, SchemaMismatch, WrongDatabase
+from .pooler import keeps_session
 
 __all__ = ["UNAVAILABLE", "Database", "PoolTimeout", "is_unavailable"]
 
@@ -54,6 +56,13 @@ _SESSION = {
     "jit": "off",
 }
 _POOL_FOR_URL = {"pool_size": 10, "max_overflow": 20}
+_CACHE_SIZE = "prepared_statement_cache_size"
+"""SQLAlchemy's word for it, so that one URL serves both."""
+
+_LOST_SESSION = (
+    "the database URL leads through a pooler in transaction mode, where a lock does not stay with its connection: use "
+    "a URL that leads to PostgreSQL itself, or to the pooler in session mode"
+)
 
 
 def is_unavailable(error: BaseException) -> bool:
@@ -75,6 +84,7 @@ class Database:
         self.sessions = sessions
         self._owned = owned
         self._database_id: UUID | None = None
+        self._keeps_sessions: bool | None = None
 
     @classmethod
     def of(cls, value: str | AsyncEngine | async_sessionmaker[Any]) -> Database:
@@ -105,20 +115,32 @@ class Database:
         size = getattr(pool, "size", None)
         return None if size is None or overflow < 0 else int(size()) + int(overflow)
 
-    async def connect(self, *, schema: str, name: str) -> asyncpg.Connection:
+    async def connect(self, *, schema: str, name: str, needs_session: bool = False) -> asyncpg.Connection:
         """Open a connection of jobq's own on the primary. `name` is what pg_stat_activity shows.
 
         Raises WrongDatabase for a replica or another database than the first time (nothing may be dropped on
-        the word of either), SchemaMismatch when the tables are missing, and asyncpg's errors.
+        the word of either), SchemaMismatch when the tables are missing, ConfigurationError where a pooler keeps no
+        session though it is needed, and asyncpg's errors.
         """
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             connection = await self._open()
             try:
-                await self._prepare(connection, schema, name)
-            except BaseException:
+                is_kept = await self._is_session_kept(connection, needs_session=needs_session)
+                await self._prepare(connection, schema, name if is_kept else None)
+            except BaseException as error:
                 connection.terminate()
+                _explain_lost_statements(error)
                 raise
         return connection
+
+    async def require_sessions(self) -> None:
+        """Raise ConfigurationError where a pooler keeps no session for a connection: its locks would stay behind."""
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            connection = await self._open()
+            try:
+                await self._is_session_kept(connection, needs_session=True)
+            finally:
+                connection.terminate()
 
     async def database_id(self, connection: asyncpg.Connection, schema: str) -> UUID:
         """The identity of the database behind `connection`; part of every Redis key."""
@@ -140,6 +162,7 @@ class Database:
             pooled = await self.engine.raw_connection()
         except Exception as error:
             # SQLAlchemy wraps what the driver raises while it connects: a server that starts or stops, say.
+            _explain_lost_statements(error)
             cause = error.__cause__
             if cause is not None and isinstance(cause, (asyncpg.PostgresError, *UNAVAILABLE)):
                 raise cause from None
@@ -149,9 +172,20 @@ class Database:
         assert connection is not None
         return connection
 
-    async def _prepare(self, connection: asyncpg.Connection, schema: str, name: str) -> None:
-        for setting, value in (_SESSION | {"application_name": name}).items():
-            await connection.fetchval("SELECT set_config($1, $2, false)", setting, value)
+    async def _is_session_kept(self, connection: asyncpg.Connection, *, needs_session: bool) -> bool:
+        if self._keeps_sessions is None:
+            self._keeps_sessions = await keeps_session(connection, self._open)
+        if needs_session and not self._keeps_sessions:
+            raise ConfigurationError(_LOST_SESSION)
+        return self._keeps_sessions
+
+    async def _prepare(self, connection: asyncpg.Connection, schema: str, name: str | None) -> None:
+        if name is not None:
+            for setting, value in (_SESSION | {"application_name": name}).items():
+                await connection.fetchval("SELECT set_config($1, $2, false)", setting, value)
+        else:
+            # A pooler in transaction mode: what is set here would meet the application's transactions, not ours.
+            await _require_read_committed(connection)
         if await connection.fetchval("SELECT pg_is_in_recovery()"):
             raise WrongDatabase(
                 "the database URL leads to a replica (pg_is_in_recovery() is true): jobq reads the outbox on the "
@@ -166,18 +200,53 @@ class Database:
         self._database_id = found
 
 
+def _explain_lost_statements(error: BaseException) -> None:
+    """Raise ConfigurationError if a prepared statement was not there any more, or there already."""
+    if getattr(getattr(error, "orig", error), "sqlstate", None) in ("26000", "42P05"):
+        raise ConfigurationError(
+            "the database URL leads through a pooler that mixes up prepared statements: add "
+            "prepared_statement_cache_size=0 to the URL, or statement_cache_size=0 to connect_args of your engine"
+        ) from error
+
+
+async def _require_read_committed(connection: asyncpg.Connection) -> None:
+    level = await connection.fetchval("SELECT current_setting('default_transaction_isolation')")
+    if level != _SESSION["default_transaction_isolation"]:
+        raise ConfigurationError(
+            f"the isolation level is {level} by default, and behind a pooler in transaction mode jobq cannot change "
+            "it: ALTER ROLE ... SET default_transaction_isolation = 'read committed', or use a direct URL"
+        )
+
+
 def _engine_for(url: str) -> AsyncEngine:
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("postgresql", "postgres", "postgresql+asyncpg"):
         raise ConfigurationError(
             f"the database URL must begin with postgresql://, not {scheme if separator else '...'}"
         )
+    rest, cache_size = _without_cache_size(rest)
+    # Without a cache asyncpg gives statements no names either, so that those of two processes cannot meet.
+    caching = {} if cache_size is None else {"statement_cache_size": cache_size}
 
     async def open_connection() -> asyncpg.Connection:
         # asyncpg reads the URL itself, so that libpq's parameters (sslmode, host, ...) mean what they say.
-        return await asyncpg.connect(f"postgresql://{rest}", timeout=_CONNECT_TIMEOUT_S)
+        return await asyncpg.connect(f"postgresql://{rest}", timeout=_CONNECT_TIMEOUT_S, **caching)
 
     return create_async_engine("postgresql+asyncpg://", async_creator=open_connection, **_POOL_FOR_URL)
+
+
+def _without_cache_size(rest: str) -> tuple[str, int | None]:
+    """Take the one parameter out that is not libpq's: how many prepared statements a connection keeps."""
+    place, _, query = rest.partition("?")
+    parameters = [parameter for parameter in query.split("&") if parameter]
+    given = [parameter for parameter in parameters if parameter.partition("=")[0] == _CACHE_SIZE]
+    if not given:
+        return rest, None
+    size = given[-1].partition("=")[2]
+    if not size.isdecimal():
+        raise ConfigurationError(f"{_CACHE_SIZE} in the database URL must be a number, 0 for none")
+    left = "&".join(parameter for parameter in parameters if parameter not in given)
+    return f"{place}?{left}" if left else place, int(size)
 
 
 def _refuse_other_drivers(engine: AsyncEngine) -> None:
