@@ -58,6 +58,7 @@ _SESSION = {
 _POOL_FOR_URL = {"pool_size": 10, "max_overflow": 20}
 _CACHE_SIZE = "prepared_statement_cache_size"
 """SQLAlchemy's word for it, so that one URL serves both."""
+_STATEMENTS_KEPT = 100
 
 _LOST_SESSION = (
     "the database URL leads through a pooler in transaction mode, where a lock does not stay with its connection: use "
@@ -226,22 +227,23 @@ def _engine_for(url: str) -> AsyncEngine:
         )
     rest, cache_size = _without_cache_size(rest)
     # Without a cache asyncpg gives statements no names either, so that those of two processes cannot meet.
-    caching = {} if cache_size is None else {"statement_cache_size": cache_size}
 
     async def open_connection() -> asyncpg.Connection:
         # asyncpg reads the URL itself, so that libpq's parameters (sslmode, host, ...) mean what they say.
-        return await asyncpg.connect(f"postgresql://{rest}", timeout=_CONNECT_TIMEOUT_S, **caching)
+        return await asyncpg.connect(
+            f"postgresql://{rest}", timeout=_CONNECT_TIMEOUT_S, statement_cache_size=cache_size
+        )
 
     return create_async_engine("postgresql+asyncpg://", async_creator=open_connection, **_POOL_FOR_URL)
 
 
-def _without_cache_size(rest: str) -> tuple[str, int | None]:
+def _without_cache_size(rest: str) -> tuple[str, int]:
     """Take the one parameter out that is not libpq's: how many prepared statements a connection keeps."""
     place, _, query = rest.partition("?")
     parameters = [parameter for parameter in query.split("&") if parameter]
     given = [parameter for parameter in parameters if parameter.partition("=")[0] == _CACHE_SIZE]
     if not given:
-        return rest, None
+        return rest, _STATEMENTS_KEPT
     size = given[-1].partition("=")[2]
     if not size.isdecimal():
         raise ConfigurationError(f"{_CACHE_SIZE} in the database URL must be a number, 0 for none")
