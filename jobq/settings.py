@@ -19,7 +19,7 @@ ERROR_LIMIT = 4000
 """Characters of an error that are kept in `last_error`."""
 
 
-WakeUpBy: TypeAlias = Literal["auto", "notify", "poll"]
+WakeUpBy: TypeAlias = Literal["notify", "poll"]
 
 
 class _Settings(BaseModel):
@@ -54,8 +54,8 @@ class RelaySettings(_Settings):
 
     beat: float = Field(default=2.0, gt=0)
     """The workers' heartbeat interval: after a loss of Redis the relay gives them two to re-assert."""
-    wake_up: WakeUpBy = "auto"
-    """How a sleeping relay learns of a commit. auto: by NOTIFY, or through a connection pooler by polling."""
+    wake_up: WakeUpBy = "notify"
+    """How the relay learns of a commit. Through a pooler in transaction mode it polls, whatever is said here."""
     poll_shortest: float = Field(default=0.002, gt=0)
     poll_longest: float = Field(default=0.025, gt=0)
     """Between two polls while the relay cannot sleep."""

@@ -174,12 +174,12 @@ _loop_option = click.option(
 
 _wake_up_option = click.option(
     "--wake-up",
-    type=click.Choice(["auto", "notify", "poll"]),
+    type=click.Choice(["notify", "poll"]),
     envvar="JOBQ_WAKE_UP",
     show_envvar=True,
-    default="auto",
+    default="notify",
     show_default=True,
-    help="How the relay learns of a commit. poll: where it cannot LISTEN; auto: poll behind a connection pooler.",
+    help="How the relay learns of a commit. poll: every 2 to 25 ms, where NOTIFY is not to be used.",
 )
 
 

@@ -55,6 +55,7 @@ _SESSION = {
     "enable_mergejoin": "off",
     "jit": "off",
 }
+_ENDLESS = {"idle_in_transaction_session_timeout": "0"}
 _POOL_FOR_URL = {"pool_size": 10, "max_overflow": 20}
 _CACHE_SIZE = "prepared_statement_cache_size"
 """SQLAlchemy's word for it, so that one URL serves both."""
@@ -116,18 +117,27 @@ class Database:
         size = getattr(pool, "size", None)
         return None if size is None or overflow < 0 else int(size()) + int(overflow)
 
-    async def connect(self, *, schema: str, name: str, needs_session: bool = False) -> asyncpg.Connection:
+    async def connect(self, *, schema: str, name: str, holds_locks: bool = False) -> asyncpg.Connection:
         """Open a connection of jobq's own on the primary. `name` is what pg_stat_activity shows.
 
+        One that `holds_locks` keeps them until it is closed. Where a pooler keeps no sessions, it is handed over in
+        a transaction that is never ended: write nothing through it, and LISTEN does nothing there.
+
         Raises WrongDatabase for a replica or another database than the first time (nothing may be dropped on
-        the word of either), SchemaMismatch when the tables are missing, ConfigurationError where a pooler keeps no
-        session though it is needed, and asyncpg's errors.
+        the word of either), SchemaMismatch when the tables are missing, and asyncpg's errors.
         """
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             connection = await self._open()
             try:
-                is_kept = await self._is_session_kept(connection, needs_session=needs_session)
-                await self._prepare(connection, schema, name if is_kept else None)
+                if await self._is_session_kept(connection):
+                    await _set(connection, _SESSION | {"application_name": name}, is_local=False)
+                elif holds_locks:
+                    # A pooler leaves a session to whoever is in a transaction, and closes it if that one dies there.
+                    await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+                    await _set(connection, _SESSION | _ENDLESS | {"application_name": name}, is_local=True)
+                else:
+                    await _require_read_committed(connection)
+                await self._check_identity(connection, schema)
             except BaseException as error:
                 connection.terminate()
                 _explain_lost_statements(error)
@@ -139,7 +149,8 @@ class Database:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             connection = await self._open()
             try:
-                await self._is_session_kept(connection, needs_session=True)
+                if not await self._is_session_kept(connection):
+                    raise ConfigurationError(_LOST_SESSION)
             finally:
                 connection.terminate()
 
@@ -173,20 +184,12 @@ class Database:
         assert connection is not None
         return connection
 
-    async def _is_session_kept(self, connection: asyncpg.Connection, *, needs_session: bool) -> bool:
+    async def _is_session_kept(self, connection: asyncpg.Connection) -> bool:
         if self._keeps_sessions is None:
             self._keeps_sessions = await keeps_session(connection, self._open)
-        if needs_session and not self._keeps_sessions:
-            raise ConfigurationError(_LOST_SESSION)
         return self._keeps_sessions
 
-    async def _prepare(self, connection: asyncpg.Connection, schema: str, name: str | None) -> None:
-        if name is not None:
-            for setting, value in (_SESSION | {"application_name": name}).items():
-                await connection.fetchval("SELECT set_config($1, $2, false)", setting, value)
-        else:
-            # A pooler in transaction mode: what is set here would meet the application's transactions, not ours.
-            await _require_read_committed(connection)
+    async def _check_identity(self, connection: asyncpg.Connection, schema: str) -> None:
         if await connection.fetchval("SELECT pg_is_in_recovery()"):
             raise WrongDatabase(
                 "the database URL leads to a replica (pg_is_in_recovery() is true): jobq reads the outbox on the "
@@ -201,6 +204,11 @@ class Database:
         self._database_id = found
 
 
+async def _set(connection: asyncpg.Connection, settings: dict[str, str], *, is_local: bool) -> None:
+    for setting, value in settings.items():
+        await connection.fetchval("SELECT set_config($1, $2, $3)", setting, value, is_local)
+
+
 def _explain_lost_statements(error: BaseException) -> None:
     """Raise ConfigurationError if a prepared statement was not there any more, or there already."""
     if getattr(getattr(error, "orig", error), "sqlstate", None) in ("26000", "42P05"):
@@ -211,6 +219,7 @@ def _explain_lost_statements(error: BaseException) -> None:
 
 
 async def _require_read_committed(connection: asyncpg.Connection) -> None:
+    # What would be set here would meet the application's transactions, and not ours.
     level = await connection.fetchval("SELECT current_setting('default_transaction_isolation')")
     if level != _SESSION["default_transaction_isolation"]:
         raise ConfigurationError(

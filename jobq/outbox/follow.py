@@ -35,7 +35,6 @@ _page = Statement("page")
 _reread = Statement("reread")
 _try_lock = Statement("try_lock")
 _unlock = Statement("unlock")
-_backend = Statement("backend")
 _end_leader = Statement("end_leader")
 _tidy = (Statement("tidy_keys"), Statement("tidy_steps"))
 _tidy_dead = Statement("tidy_dead")
@@ -133,12 +132,6 @@ async def try_lead(connection: asyncpg.Connection, schema: str) -> bool:
     """Try for the leader's session lock, without waiting."""
     ((leads,),) = await _ask(_try_lock, connection, schema, space=LEADER_LOCK, schema_name=schema)
     return bool(leads)
-
-
-async def is_pooled(connection: asyncpg.Connection) -> bool:
-    """Tell whether a pooler stands between: then the session that was connected to is not the one that answers."""
-    ((backend,),) = await _ask(_backend, connection, "")
-    return bool(backend != connection.get_server_pid())
 
 
 async def listen(connection: asyncpg.Connection, schema: str, woken: Callable[[], None]) -> None:

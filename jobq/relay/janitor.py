@@ -1,6 +1,6 @@
 """The janitor: deletes idempotency keys, steps and dead jobs that have outlived their use, a little at a time.
 
-Called by relay, on the leader only. Calls outbox.follow.
+Called by leadership, while it leads. Calls outbox.follow.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 import logging
 import time
 
-import asyncpg
-
 from ..outbox import follow
+from ..outbox.database import Database
 from ..settings import RelaySettings
 
 log = logging.getLogger(__name__)
@@ -20,10 +19,10 @@ _PAUSE_BETWEEN_STEPS_S = 0.2
 
 
 class Janitor:
-    """Tidies once a minute, and step by step while there is much to tidy."""
+    """Tidies once a minute, and step by step while there is much to tidy, on a connection opened for it."""
 
-    def __init__(self, connection: asyncpg.Connection, schema: str, settings: RelaySettings):
-        self._connection = connection
+    def __init__(self, database: Database, schema: str, settings: RelaySettings):
+        self._database = database
         self._schema = schema
         self._settings = settings
         self._next = time.monotonic() + settings.tidy_every
@@ -33,7 +32,11 @@ class Janitor:
         if time.monotonic() < self._next:
             return
         kept_s = self._settings.dead_kept.total_seconds()
-        gone = await follow.tidy(self._connection, self._schema, dead_kept_s=kept_s, limit=_ROWS_A_STEP)
+        connection = await self._database.connect(schema=self._schema, name="jobq:janitor")
+        try:
+            gone = await follow.tidy(connection, self._schema, dead_kept_s=kept_s, limit=_ROWS_A_STEP)
+        finally:
+            connection.terminate()
         if gone:
             log.info("tidied", extra={"fields": {"rows": gone}})
         is_more = gone >= _ROWS_A_STEP

@@ -1,7 +1,7 @@
 """Who leads: connect, stand by, lead, and start again when something breaks.
 
 Invariant: a leader's connection is closed before anything is tried again, so that its lock goes with it. Called
-by cli. Calls relay.
+by cli. Calls relay and janitor.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..outage import Outage
 from ..outbox import follow
 from ..outbox.database import Database, is_unavailable
 from ..settings import RelaySettings
+from .janitor import Janitor
 from .push import ALWAYS_WATCHED
 from .relay import Leader
 
@@ -68,16 +69,18 @@ class Relay:
             if not await stand_by(connection, broker, self._schema, self._settings, stopping):
                 return
             leader = await Leader.start(connection, broker, self._schema, self._settings)
+            janitor = Janitor(self._database, self._schema, self._settings)
             self.is_leading = True
             log.info("relay leads", extra={"fields": {"schema": self._schema}})
             while not stopping.is_set():
                 await pause(await leader.step(), stopping, leader.woken)
+                await janitor.step()
         finally:
             self.is_leading = False
             connection.terminate()
 
     async def _connect(self) -> asyncpg.Connection:
-        connection = await self._database.connect(schema=self._schema, name="jobq:relay", needs_session=True)
+        connection = await self._database.connect(schema=self._schema, name="jobq:relay", holds_locks=True)
         try:
             await self._check_tables(connection)
             await follow.keep_alive(connection, self._schema)

@@ -11,7 +11,7 @@ each push gives safety. A leader's turn:
 6. rest: nothing new for a few turns, and it sleeps until a commit wakes it.
 
 Whatever breaks, a new leader starts from a new snapshot and walks the whole table; nothing else needs keeping.
-Called by cli. Calls outbox.follow, push, timers, walk, wake_up and janitor.
+Called by cli. Calls outbox.follow, push, timers, walk and wake_up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from ..outbox import follow
 from ..outbox.follow import NewRows, Snapshot
 from ..settings import RelaySettings
 from .backlog import Backlog
-from .janitor import Janitor
 from .push import ReliablePush
 from .timers import Timers
 from .wake_up import WakeUp
@@ -60,7 +59,6 @@ class Leader:
         self._backlog = Backlog(settings.ready_limit)
         self._push = ReliablePush(broker, self._backlog, settings)
         self._walk = Walk(connection, schema, broker, self._push, self._backlog, settings)
-        self._janitor = Janitor(connection, schema, settings)
         self._next_touch = 0.0
         self._next_announce = 0.0
         self._idle_turns = 0
@@ -85,7 +83,6 @@ class Leader:
         await self._push_due()
         await self._walk.step()
         await self._touch_queues()
-        await self._janitor.step()
         return await self._rest(found)
 
     async def _poll(self) -> bool:

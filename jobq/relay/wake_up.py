@@ -36,9 +36,9 @@ class WakeUp:
     @classmethod
     async def open(cls, connection: asyncpg.Connection, schema: str, settings: RelaySettings) -> WakeUp:
         """Begin to listen, if that is wanted and can be done."""
-        can_hear = settings.wake_up != "poll"
-        if settings.wake_up == "auto" and await follow.is_pooled(connection):
-            log.warning("a connection pooler is in between, polling: give the relay a direct database URL")
+        can_hear = settings.wake_up == "notify"
+        if can_hear and connection.is_in_transaction():
+            log.warning("a pooler in transaction mode passes no notifications on, polling")
             can_hear = False
         wake_up = cls(connection, schema, can_hear=can_hear)
         if can_hear:

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from jobq.outbox import follow
+from jobq.outbox.database import Database
 from jobq.relay.janitor import Janitor
 from jobq.settings import RelaySettings
 from tests.relay_rows import SCHEMA, add, own_connection
@@ -117,12 +118,12 @@ async def test_a_key_that_somebody_holds_locked_is_passed_over(database: asyncpg
 
 
 async def test_the_janitor_waits_its_interval_and_goes_on_soon_while_there_is_much(
-    database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    database: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobq.relay.janitor._ROWS_A_STEP", 2)
     for _ in range(3):
         await add_dead(database, age_s=YEAR_S)
-    janitor = Janitor(database, SCHEMA, RelaySettings(tidy_every=1000, dead_kept=timedelta(days=1)))
+    janitor = Janitor(Database.of(database_url), SCHEMA, RelaySettings(tidy_every=1000, dead_kept=timedelta(days=1)))
 
     await janitor.step()
     assert await database.fetchval("SELECT count(*) FROM jobq.dead") == 3

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
 from jobq import ConfigurationError, Context, JobQ
-from jobq.outbox import pooler
+from jobq.outbox import follow, pooler
 from jobq.outbox.database import Database
 from jobq.relay.leadership import Relay
 from jobq.settings import RelaySettings, WorkerSettings
@@ -128,24 +128,95 @@ async def test_commands_that_read_work_through_transaction_mode(pooled_url: str,
     assert result.exit_code == 0, result.output
 
 
-# What does not
+@with_pgbouncer
+async def test_relays_work_through_transaction_mode_by_polling_and_one_of_them_leads(
+    database_url: str, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(pgbouncer(database_url, sessions=8)) + NO_CACHE
+        jobs = JobQ(database=url, redis=redis_url)
+        stack.push_async_callback(jobs.database.close)
+        own = await stack.enter_async_context(connection_to(database_url))
+
+        @jobs.task
+        async def nothing(number: int) -> None:
+            pass
+
+        await stack.enter_async_context(worker(jobs))
+        async with relay(url, redis_url) as first, relay(url, redis_url) as second:
+            await until(lambda: first.is_leading or second.is_leading, "a relay leads")
+            assert not (first.is_leading and second.is_leading)
+            assert "a pooler in transaction mode passes no notifications on, polling" in caplog.messages
+            await own.execute(EXPIRED_KEY)
+            for number in range(50):
+                async with jobs.database.sessions.begin() as session:
+                    await nothing.enqueue(session, number)
+            await until(lambda: is_empty(database_url), "all jobs are done", 30)
+            await until(lambda: nobody_in("jobq.idempotency_key", own), "the janitor's work is committed")
+            xid = await own.fetchval("SELECT pg_current_xact_id()")
+            await until(lambda: holds_no_snapshot_before(own, xid), "the snapshots of the relays move on")
+            writing = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'jobq:relay' AND backend_xid IS NOT NULL"
+            assert await own.fetch(writing) == []
 
 
 @with_pgbouncer
-async def test_a_relay_refuses_transaction_mode_and_takes_session_mode(
+async def test_the_next_relay_leads_when_one_behind_transaction_mode_is_killed(
+    database_url: str, redis_url: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(pgbouncer(database_url, sessions=4)) + NO_CACHE
+        database = Database.of(url)
+        stack.push_async_callback(database.close)
+        killed = await database.connect(schema="jobq", name="jobq:relay", holds_locks=True)
+        assert await follow.try_lead(killed, "jobq")
+        next_one = await stack.enter_async_context(relay(url, redis_url))
+        await until(lambda: waits_for(database_url), "the other stands by")
+        assert not next_one.is_leading
+
+        killed.terminate()
+
+        await until(lambda: next_one.is_leading, "the other leads")
+
+
+EXPIRED_KEY = """
+    INSERT INTO jobq.idempotency_key (scope, key, job_id, expires_at)
+    VALUES ('task', 'key', gen_random_uuid(), now() - interval '1 s')
+"""
+
+
+async def nobody_in(table: str, connection: asyncpg.Connection) -> bool:
+    return await connection.fetch(f"SELECT 1 FROM {table}") == []
+
+
+async def holds_no_snapshot_before(connection: asyncpg.Connection, xid: int) -> bool:
+    query = """
+        SELECT count(*) FROM pg_stat_activity
+        WHERE application_name = 'jobq:relay' AND CAST(CAST(backend_xmin AS text) AS bigint) < $1
+    """
+    return await connection.fetchval(query, xid) == 0
+
+
+async def waits_for(database_url: str) -> bool:
+    query = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'jobq:relay' AND state = 'idle in transaction'"
+    return len(await fetch(database_url, query)) == 2
+
+
+@with_pgbouncer
+async def test_session_mode_is_like_no_pooler(
     database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with pgbouncer(database_url) as pooled:
-        with pytest.raises(ConfigurationError, match="leads to PostgreSQL itself, or to the pooler in session mode"):
-            await check_relay(Database.of(pooled + NO_CACHE), redis_url)
-
     monkeypatch.setattr(pooler, "PROBE_S", 10)
-    async with pgbouncer(database_url, mode="session", sessions=5) as pooled:
+    async with pgbouncer(database_url, mode="session", sessions=5) as pooled, relay(pooled, redis_url) as serving:
+        await until(lambda: serving.is_leading, "the relay leads")
         database = Database.of(pooled)
-        await check_relay(database, redis_url)
-        own = await database.connect(schema="jobq", name="jobq:test")
+        own = await database.connect(schema="jobq", name="jobq:test", holds_locks=True)
+        assert not own.is_in_transaction()
         assert await own.fetchval("SHOW enable_seqscan") == "off"
         await own.close()
+        await database.close()
+
+
+# What does not
 
 
 @with_pgbouncer
@@ -212,24 +283,18 @@ def session_of_the_page(url: str) -> async_sessionmaker[Any]:
     return made
 
 
-async def check_relay(database: Database, redis_url: str) -> None:
-    """What `jobq relay` does first; a relay that never serves leaves its Redis connection open."""
-    relay = Relay(database, redis_url, "jobq")
-    try:
-        await relay.check()
-    finally:
-        await relay._client.aclose()
-
-
 @asynccontextmanager
-async def relay(database_url: str, redis_url: str) -> AsyncIterator[None]:
+async def relay(database_url: str, redis_url: str) -> AsyncIterator[Relay]:
     stopping = asyncio.Event()
     database = Database.of(database_url)
-    running = asyncio.create_task(Relay(database, redis_url, "jobq", RelaySettings(beat=0.2)).run(stopping))
-    yield
-    stopping.set()
-    await running
-    await database.close()
+    serving = Relay(database, redis_url, "jobq", RelaySettings(beat=0.2, tidy_every=0.05))
+    running = asyncio.create_task(serving.run(stopping))
+    try:
+        yield serving
+    finally:
+        stopping.set()
+        await running
+        await database.close()
 
 
 @asynccontextmanager

@@ -279,11 +279,6 @@ async def test_the_silence_ends_with_its_transaction(database_url: str, redis_ur
         assert await channel.heard() == [SCHEMA]
 
 
-async def test_a_direct_connection_is_not_taken_for_a_pooled_one(database_url: str) -> None:
-    async with own_connection(database_url) as connection:
-        assert not await follow.is_pooled(connection)
-
-
 async def test_a_rested_relay_still_touches_its_queues_in_time(database_url: str, redis_url: str) -> None:
     async with open_relay(database_url, redis_url, detect_loss_every=0.2) as relay:
         await relay.settle()
