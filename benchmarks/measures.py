@@ -140,6 +140,51 @@ async def drain(stage: Stage) -> float:
     return rate
 
 
+async def bounded(stage: Stage) -> float:
+    """Redis's memory at its highest while 1,000,000 jobs wait and are drained, over that for 100,000."""
+    application = stage.application()
+    peaks = []
+    for count in (_READY_LIMIT, 10 * _READY_LIMIT):
+        async with (
+            application.database.sessions() as session,
+            redis.asyncio.Redis.from_url(stage.servers.redis_url) as client,
+        ):
+            await session.execute(_MANY, {"count": count})
+            await session.commit()
+            peak = 0
+            with stage.process("relay"):
+                await _until_ready(client, _READY_LIMIT)
+                peak = await _used_memory(client)
+                with stage.process("worker", "benchmarks.app:jobs"):
+                    while (await session.execute(text("SELECT 1 FROM jobq.outbox LIMIT 1"))).first():
+                        await session.rollback()
+                        peak = max(peak, await _used_memory(client))
+                        await asyncio.sleep(0.1)
+            await session.rollback()
+            peaks.append(peak)
+    await application.database.close()
+    return peaks[1] / peaks[0]
+
+
+_READY_LIMIT = RelaySettings().ready_limit
+_MANY = text(
+    "INSERT INTO jobq.outbox (id, queue, task, args)"
+    """ SELECT uuidv7(), 'default', 'nothing', '{"number": 1, "word": "word"}' FROM generate_series(1, :count)"""
+)
+
+
+async def _until_ready(client: redis.asyncio.Redis, count: int) -> None:
+    while True:
+        lengths = [await client.llen(key) for key in await client.keys("*:ready:2")]
+        if sum(lengths) >= count:
+            return
+        await asyncio.sleep(0.1)
+
+
+async def _used_memory(client: redis.asyncio.Redis) -> int:
+    return int((await client.info("memory"))["used_memory"])
+
+
 async def latency_p50(stage: Stage) -> float:
     return statistics.median(await _latencies_ms(stage))
 
