@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any, Concatenate, Generic, Protocol, TypeVar, overload
 
+from sqlalchemy import TextualSelect
 from typing_extensions import ParamSpec
 
 from .codec import ArgumentCodec, to_json
@@ -24,6 +25,7 @@ from .context import Context
 from .errors import ConfigurationError, InvalidArguments, JobqError
 from .model import PRIORITIES, Enqueued, Intent
 from .outbox.enqueue import enqueue
+from .outbox.insert import Query, as_insert, as_sql
 from .outbox.statement import Transaction
 from .outcomes import seconds
 from .retry import RetryPolicy, is_attempt_limit
@@ -59,7 +61,8 @@ class Task(Generic[Q, P, T]):
     """A function registered with `JobQ.task`.
 
     1. called, it is the function: `await send_receipt(ctx, 7)`;
-    2. `enqueue` writes one job for it into the caller's transaction;
+    2. `enqueue` writes one job for it into the caller's transaction, and `insert` and `sql` are that as a
+       statement, for synchronous drivers;
     3. `opts` gives the same task with other options; `job` makes an intent for `enqueue_many`.
     """
 
@@ -106,6 +109,24 @@ class Task(Generic[Q, P, T]):
         Raises InvalidArguments or NotInTransaction, with nothing written and the transaction still usable.
         """
         return await enqueue(tx, self.job(*args, **kwargs), schema=self._schema)
+
+    def insert(self, *args: P.args, **kwargs: P.kwargs) -> TextualSelect:
+        """Return the enqueue of one job as a statement: `session.execute(task.insert(7)).one()`, any SQLAlchemy.
+
+        The row is `(id, created)`. It joins whatever transaction executes it, which jobq cannot see from here:
+        on a connection in AUTOCOMMIT the job is committed at once. Make a statement for each job and execute it
+        once: the id is in it. Raises InvalidArguments.
+        """
+        return as_insert(self.job(*args, **kwargs), schema=self._schema)
+
+    def sql(self, *args: P.args, **kwargs: P.kwargs) -> Query:
+        """Return the enqueue of one job as (query, parameters): `cursor.execute(*task.sql(7))`, psycopg or Django.
+
+        `cursor.fetchone()` is then `(id, created)`. It joins whatever transaction executes it, which jobq cannot
+        see from here: in autocommit, Django's default outside `atomic()`, the job is committed at once. Make a
+        query for each job and execute it once: the id is in it. Raises InvalidArguments.
+        """
+        return as_sql(self.job(*args, **kwargs), schema=self._schema)
 
     def job(self, *args: P.args, **kwargs: P.kwargs) -> Intent:
         """Check a call's arguments and make an intent of it, for `JobQ.enqueue_many`. Writes nothing."""

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 from uuid import UUID
 
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
 
 from ..errors import ConfigurationError, NotInTransaction
 from ..model import Enqueued, Intent, new_job_id
@@ -19,7 +21,7 @@ from .statement import Statement, Transaction
 ROWS_PER_STATEMENT = 10_000
 CHARACTERS_PER_STATEMENT = 32 * 1024 * 1024
 
-_Row: TypeAlias = tuple[UUID, Intent]
+Row: TypeAlias = tuple[UUID, Intent]
 
 _enqueue = Statement("enqueue")
 _enqueue_many = Statement("enqueue_many")
@@ -31,20 +33,7 @@ async def enqueue(tx: Transaction, intent: Intent, *, schema: str) -> Enqueued:
         return (await enqueue_many(tx, [intent], schema=schema))[0]
     driver = await require_transaction(tx)
     job_id = new_job_id()
-    await _enqueue.on(
-        tx,
-        schema,
-        id=job_id,
-        queue=intent.queue,
-        task=intent.task,
-        args=intent.args,
-        priority=intent.priority,
-        delay_s=intent.delay_s,
-        run_at=intent.run_at,
-        max_attempts=intent.max_attempts,
-        timeout_s=intent.timeout_s,
-        headers=intent.headers,
-    )
+    await _enqueue.on(tx, schema, **row(job_id, intent))
     _still_in_transaction(driver)
     return Enqueued(job_id, created=True)
 
@@ -58,7 +47,7 @@ async def enqueue_many(tx: Transaction, intents: Sequence[Intent], *, schema: st
     if not intents:
         return []
     first_of: dict[tuple[str, str] | UUID, UUID] = {}
-    rows: list[_Row] = []
+    rows: list[Row] = []
     asked: list[tuple[UUID, UUID]] = []
     for intent in intents:
         job_id = new_job_id()
@@ -72,16 +61,16 @@ async def enqueue_many(tx: Transaction, intents: Sequence[Intent], *, schema: st
     rows.sort(key=lambda row: (row[1].task, row[1].idempotency_key or ""))
     holder: dict[UUID, UUID] = {}
     for statement in _statements(rows):
-        holder.update([(ours, theirs) for ours, theirs in await _enqueue_many.on(tx, schema, **_columns(statement))])
+        with_key = [job_id for job_id, intent in statement if intent.idempotency_key is not None]
+        answers = await _enqueue_many.on(tx, schema, **columns(statement))
+        holder.update(zip(with_key, (id_ for id_, _ in answers), strict=True))
     _still_in_transaction(driver)
-    return [
-        Enqueued(holder.get(first, first), created=job_id == first and first not in holder) for job_id, first in asked
-    ]
+    return [Enqueued(holder.get(first, first), created=job_id == holder.get(first, first)) for job_id, first in asked]
 
 
-def _statements(rows: list[_Row]) -> Iterator[list[_Row]]:
+def _statements(rows: list[Row]) -> Iterator[list[Row]]:
     """Cut into what one statement takes: PostgreSQL refuses a parameter of 1 GB."""
-    statement: list[_Row] = []
+    statement: list[Row] = []
     size = 0
     for row in rows:
         size += len(row[1].args)
@@ -92,7 +81,24 @@ def _statements(rows: list[_Row]) -> Iterator[list[_Row]]:
     yield statement
 
 
-def _columns(rows: list[_Row]) -> dict[str, list[Any]]:
+def row(job_id: UUID, intent: Intent) -> dict[str, Any]:
+    """Name the values of `enqueue.sql`."""
+    return {
+        "id": job_id,
+        "queue": intent.queue,
+        "task": intent.task,
+        "args": intent.args,
+        "priority": intent.priority,
+        "delay_s": intent.delay_s,
+        "run_at": intent.run_at,
+        "max_attempts": intent.max_attempts,
+        "timeout_s": intent.timeout_s,
+        "headers": intent.headers,
+    }
+
+
+def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    """Name the values of `enqueue_many.sql`."""
     intents = [intent for _, intent in rows]
     return {
         "ids": [job_id for job_id, _ in rows],
@@ -129,7 +135,7 @@ async def require_transaction(tx: Transaction) -> Any:
     else:
         raise ConfigurationError(
             "enqueue() takes an AsyncSession, an AsyncConnection or an asyncpg connection as its first argument, "
-            f"not {type(tx).__module__}.{type(tx).__qualname__}"
+            f"not {type(tx).__module__}.{type(tx).__qualname__}{_other_way(tx)}"
         )
     if connection.dialect.name != "postgresql":
         raise ConfigurationError(f"the outbox lives in PostgreSQL; this session is on {connection.dialect.name}")
@@ -138,6 +144,15 @@ async def require_transaction(tx: Transaction) -> Any:
     if getattr(adapted, "autocommit", False):
         raise NotInTransaction(f"this connection has isolation level AUTOCOMMIT: {_REMEDY}")
     return adapted.driver_connection if adapted is not None else None
+
+
+def _other_way(tx: object) -> str:
+    """Name the way in for a synchronous transaction; nothing for what is none."""
+    if isinstance(tx, (Session, scoped_session, Connection)):
+        return "; with that one, execute task.insert(...)"
+    if not isinstance(tx, type) and (hasattr(tx, "cursor") or hasattr(tx, "fetchone")):
+        return "; with that one, use cursor.execute(*task.sql(...))"
+    return ""
 
 
 def _still_in_transaction(driver: Any) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import Any, Protocol, TypeAlias
+from typing import Any, LiteralString, Protocol, TypeAlias, cast
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
@@ -46,11 +46,22 @@ class Statement:
         rows: Sequence[Any] = await tx.fetch(query, *[values[name] for name in names])
         return rows
 
+    def text(self, schema: str) -> str:
+        """The statement with `:name` parameters, as SQLAlchemy's text() takes it."""
+        return _text(self._name, schema)
+
 
 @cache
 def _text(name: str, schema: str) -> str:
     source = resources.files("jobq.outbox").joinpath("sql", f"{name}.sql").read_text(encoding="utf-8")
     return _COMMENT.sub("\n", source).replace("{schema}", f'"{schema}"').strip()
+
+
+def pyformat(source: str) -> LiteralString:
+    """Write `:name` as `%(name)s` and `%` as `%%`, for psycopg and Django."""
+    rendered = _PARAMETER.sub(r"%(\1)s", source.replace("%", "%%"))
+    # psycopg asks for a literal, since it trusts what it gets: this comes from our own files.
+    return cast("LiteralString", rendered)  # type: ignore[redundant-cast]  # mypy takes any str for one
 
 
 @cache

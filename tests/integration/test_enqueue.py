@@ -12,13 +12,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from jobq import ConfigurationError, Context, Enqueued, InvalidArguments, JobQ, NotInTransaction, migrate
 from jobq.settings import ARGS_LIMIT
@@ -344,7 +345,7 @@ async def test_what_is_no_transaction_is_refused_by_its_type(wrong):
     with pytest.raises(ConfigurationError):
         await jobs.enqueue_many(wrong, [])
 
-    assert str(caught.value).endswith(f"not {kind}")
+    assert f", not {kind}" in str(caught.value)
 
 
 async def test_an_engine_a_pool_and_a_synchronous_connection_are_refused(database_url):
@@ -356,6 +357,19 @@ async def test_an_engine_a_pool_and_a_synchronous_connection_are_refused(databas
         for wrong in (engine, pool, connection.sync_connection):
             with pytest.raises(ConfigurationError, match="as its first argument"):
                 await send_receipt.enqueue(wrong, 7)
+
+
+async def test_a_synchronous_transaction_is_refused_with_the_way_in_for_it(database_url):
+    engine = create_engine("sqlite://")
+    with psycopg.connect(database_url) as connection, engine.connect() as alchemy:
+        for wrong in (Session(engine), scoped_session(sessionmaker(engine)), alchemy):
+            with pytest.raises(ConfigurationError, match=r"not sqlalchemy\S+; with that one, execute task\.insert"):
+                await send_receipt.enqueue(wrong, 7)
+        for other in (connection, connection.cursor()):
+            with pytest.raises(
+                ConfigurationError, match=r"not psycopg\S+; with that one, use cursor\.execute\(\*task\.sql"
+            ):
+                await send_receipt.enqueue(other, 7)
 
 
 # Bad input leaves the transaction usable

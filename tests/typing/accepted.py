@@ -9,6 +9,8 @@ from typing import Any, assert_type
 from uuid import UUID
 
 import asyncpg
+import psycopg
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -16,6 +18,7 @@ from sqlalchemy.ext.asyncio import (
     async_scoped_session,
     async_sessionmaker,
 )
+from sqlalchemy.orm import Session
 
 from jobq import Context, DeadJob, Enqueued, Intent, JobQ, Reject, Retry, RetryPolicy, Snooze, Task
 
@@ -38,8 +41,8 @@ async def lifespan() -> AsyncIterator[State]:
     yield State()
 
 
-Session = async_sessionmaker[AsyncSession]()
-jobs = JobQ(database=Session, redis="redis://localhost", lifespan=lifespan)
+AsyncSessions = async_sessionmaker[AsyncSession]()
+jobs = JobQ(database=AsyncSessions, redis="redis://localhost", lifespan=lifespan)
 JobQ()
 JobQ(database="postgresql://localhost/shop", schema="work")
 
@@ -135,6 +138,26 @@ async def every_form(session: AsyncSession) -> None:
     await bare_context.enqueue(session, 7)
     await no_arguments.enqueue(session)
     await only_context.enqueue(session)
+
+
+# Statements, for synchronous drivers
+
+
+def every_driver(
+    sync_session: Session, sync_connection: Connection, cursor: psycopg.Cursor[tuple[UUID, bool]], order_id: int
+) -> None:
+    _id, _created = sync_session.execute(bare.insert(order_id, locale="sv")).one()
+    sync_connection.execute(synchronous.opts(delay=5).insert(order_id=order_id))
+    cursor.execute(*bare.sql(order_id, locale="sv"))
+    cursor.execute(*without_context.opts(idempotency_key="order:7").sql(order_id))
+    psycopg.ClientCursor(cursor.connection).execute(*no_arguments.sql())
+    queries = [bare.sql(number) for number in range(3)]
+    cursor.executemany(queries[0][0], [values for _, values in queries])
+
+
+async def every_async_driver(session: AsyncSession, cursor: psycopg.AsyncCursor[tuple[UUID, bool]]) -> None:
+    assert_type((await session.execute(bare.insert(7))).one().created, Any)
+    await cursor.execute(*bare.sql(7))
 
 
 # Options, intents, answers

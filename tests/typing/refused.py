@@ -6,6 +6,7 @@ Checked by test_source, never executed.
 from __future__ import annotations
 
 import asyncpg
+import psycopg
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
@@ -107,6 +108,21 @@ async def unknown_arguments(session: AsyncSession) -> None:
     await bare.enqueue(session, 7, delay=5)  # refused
     await bare.enqueue(session, 7, priority=1)  # refused
     bare.job(7, region="eu")  # refused
+
+
+def statements(session: Session, connection: Connection, cursor: psycopg.Cursor[tuple[object, ...]]) -> None:
+    session.execute(bare.insert("7"))  # refused
+    session.execute(bare.insert())  # refused
+    session.execute(bare.insert(session, 7))  # refused
+    session.execute(bare.insert(7, region="eu"))  # refused
+    session.execute(bare.opts(priority=1).insert("7"))  # refused
+    connection.execute(with_options.insert(7, locale=5))  # refused
+    connection.execute(bare.sql(7))  # refused
+    cursor.execute(*bare.sql("7"))  # refused
+    cursor.execute(*bare.sql())  # refused
+    cursor.execute(*bare.sql(7, delay=5))  # refused
+    cursor.execute(*synchronous.sql(cursor, 7))  # refused
+    cursor.execute(bare.insert(7))  # refused
 
 
 async def the_context_is_jobqs_to_give(session: AsyncSession, ctx: Context[State]) -> None:

@@ -1,4 +1,5 @@
--- Write many intents in one statement, and answer for those with an idempotency key which job has the key.
+-- Write many intents in one statement. Returns for each with an idempotency key, in the order given, the job that has
+-- the key, and whether that is the new one.
 -- Keys are claimed in the order of their bytes, in which the caller has cut the statements too: two transactions
 -- with the same keys then wait for each other and do not deadlock.
 -- A key changes hands only when it has expired and its job is neither in the outbox nor dead. Both are looked up as
@@ -10,7 +11,9 @@ WITH asked AS MATERIALIZED (
         CAST(:priorities AS smallint[]), CAST(:delays_s AS float8[]), CAST(:runs_at AS timestamptz[]),
         CAST(:max_attempts AS smallint[]), CAST(:timeouts_s AS float8[]), CAST(:headers AS text[]),
         CAST(:keys AS text[]), CAST(:ttls_s AS float8[])
-    ) AS t (id, queue, task, args, priority, delay_s, run_at, max_attempts, timeout_s, headers, key, ttl_s)
+    ) WITH ORDINALITY AS t (
+        id, queue, task, args, priority, delay_s, run_at, max_attempts, timeout_s, headers, key, ttl_s, place
+    )
 ),
 claimed AS (
     INSERT INTO {schema}.idempotency_key AS held (scope, key, job_id, expires_at)
@@ -48,7 +51,7 @@ added AS (
     LEFT JOIN claimed ON claimed.scope = asked.task AND claimed.key = asked.key
     WHERE asked.key IS NULL OR claimed.job_id = asked.id
 )
-SELECT asked.id, claimed.job_id
+SELECT claimed.job_id AS id, claimed.job_id = asked.id AS created
 FROM claimed
 JOIN asked ON claimed.scope = asked.task AND claimed.key = asked.key
-WHERE claimed.job_id <> asked.id
+ORDER BY asked.place
