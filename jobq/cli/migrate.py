@@ -10,6 +10,7 @@ import asyncio
 import functools
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -17,6 +18,7 @@ from click.core import ParameterSource
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from .. import migrate as tables
+from ..migrate import chain_file
 from ..outbox.database import Database
 from .failures import Failure
 from .options import app_option, database_url_option, logging_options, open_app, schema_option
@@ -171,3 +173,40 @@ def heads() -> None:
 def sql(path: str, schema: str | None) -> None:
     """Print the statements of the way FROM:TO (default base:head), up or down."""
     click.echo(tables.sql(path, schema=schema or tables.SCHEMA), nl=False)
+
+
+@migrate.command("init-alembic")
+@click.option(
+    "-c",
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="alembic.ini",
+    show_default=True,
+    metavar="FILE",
+    help="The configuration of your alembic.",
+)
+@schema_option
+def init_alembic(config_file: Path, schema: str | None) -> None:
+    """Write a revision into your own alembic chain.
+
+    It brings the tables to those of this jobq, together with yours. May be repeated: after an upgrade of jobq it
+    writes the next one if there are new tables, else nothing.
+    """
+    if not config_file.is_file():
+        raise click.UsageError(
+            f"no {config_file} here: go where it is, or name it with -c FILE; `alembic init migrations` makes one"
+        )
+    schema = schema or tables.SCHEMA
+    found = chain_file.write(config_file, schema=schema)
+    click.echo(found.path)
+    if not found.is_new:
+        click.echo(f"This revision leads to {found.to} already: nothing was written.", err=True)
+        return
+    include = "jobq.migrate.include_name"
+    include = include if schema == tables.SCHEMA else f'functools.partial({include}, schema="{schema}")'
+    click.echo(
+        f"Next: alembic upgrade head. If your env.py sets include_schemas=True, add include_name={include} "
+        "to context.configure() there, so that autogenerate leaves these tables alone.",
+        err=True,
+    )

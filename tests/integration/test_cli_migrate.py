@@ -165,7 +165,7 @@ async def test_downgrade_on_a_terminal_asks(database_url, connection, answer, co
 
 async def test_two_migrators_at_once_both_succeed(database_url, connection):
     await connection.execute("DROP SCHEMA jobq CASCADE")
-    await connection.execute("SELECT pg_advisory_lock($1, hashtext('jobq'))", migrate._LOCK)
+    await connection.execute("SELECT pg_advisory_lock($1, hashtext('jobq'))", migrate.versions.LOCK)
     started = [start("upgrade", "--database-url", database_url) for _ in range(2)]
     await until(lambda: waiting_migrators(connection, 2), "both migrators wait")
 
@@ -180,7 +180,7 @@ async def test_two_migrators_at_once_both_succeed(database_url, connection):
 
 
 async def test_ctrl_c_ends_a_migrator_that_waits(database_url, connection):
-    await connection.execute("SELECT pg_advisory_lock($1, hashtext('jobq'))", migrate._LOCK)
+    await connection.execute("SELECT pg_advisory_lock($1, hashtext('jobq'))", migrate.versions.LOCK)
     process = start("upgrade", "--database-url", database_url)
     await until(lambda: waiting_migrators(connection, 1), "the migrator waits")
 

@@ -90,7 +90,7 @@ def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
         folder = tmp_path / "migrations"
         shutil.copytree(ROOT / "migrations", folder, ignore=shutil.ignore_patterns("__pycache__"))
         (folder / "versions" / "jobq_0003_later.py").write_text(NEXT_REVISION.format(upgrade=upgrade))
-        monkeypatch.setattr(migrate, "scripts", lambda: folder)
+        monkeypatch.setattr(migrate.versions, "scripts", lambda: folder)
 
     return make
 
@@ -329,7 +329,7 @@ async def test_migrators_at_once_take_turns_even_around_a_concurrent_index(datab
         '        op.execute(f"CREATE INDEX CONCURRENTLY later_id ON {schema}.later (id)")'
     )
     async with with_engine(database_url, poolclass=NullPool) as engine:
-        await connection.execute("SELECT pg_advisory_lock($1, hashtext('jobq'))", migrate._LOCK)
+        await connection.execute("SELECT pg_advisory_lock($1, hashtext('jobq'))", migrate.versions.LOCK)
         async with anyio.create_task_group() as migrators:
             for _ in range(3):
                 migrators.start_soon(migrate.upgrade, engine)

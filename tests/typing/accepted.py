@@ -10,6 +10,7 @@ from uuid import UUID
 
 import asyncpg
 import psycopg
+from alembic import op
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
@@ -20,7 +21,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session
 
-from jobq import Context, DeadJob, Enqueued, Intent, JobQ, Reject, Retry, RetryPolicy, Snooze, Task
+from jobq import Context, DeadJob, Enqueued, Intent, JobQ, Reject, Retry, RetryPolicy, Snooze, Task, migrate
 
 
 class Http:
@@ -205,8 +206,16 @@ any_task(bare)
 any_task(synchronous)
 
 
-def databases(engine: AsyncEngine) -> None:
+async def databases(engine: AsyncEngine) -> None:
     JobQ(database=engine)
+    await migrate.upgrade(engine)
+    await migrate.downgrade(engine, "base", schema="work", lock_timeout=1)
+
+
+def a_revision_of_the_application() -> None:
+    migrate.upgrade(op, to="jobq_0001")
+    migrate.upgrade(op, "jobq_0001", since="base", schema="work")
+    migrate.downgrade(op, since="jobq_0001", to="base")
 
 
 def policies() -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncpg
 import psycopg
+from alembic import op
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
-from jobq import Context, JobQ, RetryPolicy
+from jobq import Context, JobQ, RetryPolicy, migrate
 
 jobs = JobQ()
 
@@ -182,3 +183,12 @@ def configuration(engine: Session) -> None:
     RetryPolicy(never=ValueError)  # refused
     RetryPolicy(3)  # refused
     RetryPolicy(max_attempts=3).max_attempts = 5  # refused
+
+
+async def migrations(engine: AsyncEngine) -> None:
+    migrate.upgrade(op)  # refused
+    migrate.upgrade(op, to=1)  # refused
+    migrate.upgrade(op, to="jobq_0001", lock_timeout=5)  # refused
+    migrate.downgrade(op)  # refused
+    await migrate.upgrade(engine, since="base")  # refused
+    await migrate.downgrade(engine)  # refused
