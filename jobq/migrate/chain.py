@@ -142,4 +142,7 @@ def _context(op: Operations, schema: str) -> MigrationContext:
     if outer.as_sql:
         options |= {"as_sql": True, "output_buffer": outer.output_buffer}
         return MigrationContext.configure(dialect=outer.dialect, opts=options)
-    return MigrationContext.configure(connection=op.get_bind(), opts=options)
+    inner = MigrationContext.configure(connection=op.get_bind(), opts=options)
+    # The transaction is the outer one's: only that can leave it for a concurrent index build, and begin the next.
+    inner.autocommit_block = outer.autocommit_block  # type: ignore[method-assign]
+    return inner

@@ -9,8 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, LiteralString, TypeAlias
 
-from sqlalchemy import Boolean, TextualSelect, Uuid, bindparam, column, text
-from sqlalchemy.types import NullType
+from sqlalchemy import Boolean, TextualSelect, Uuid, column, text
 
 from ..model import Intent, new_job_id
 from .enqueue import columns, row
@@ -25,10 +24,8 @@ _enqueue_many = Statement("enqueue_many")
 
 def as_insert(intent: Intent, *, schema: str) -> TextualSelect:
     """Return the statement for SQLAlchemy."""
-    # Without a type each value goes to the driver as it is: SQLAlchemy takes a datetime for one without a time zone.
-    values = [bindparam(name, value, NullType()) for name, value in _values(intent).items()]
     source = _source(schema, with_key=intent.idempotency_key is not None)
-    return text(source).bindparams(*values).columns(column("id", Uuid()), column("created", Boolean()))
+    return text(source).bindparams(**_values(intent)).columns(column("id", Uuid()), column("created", Boolean()))
 
 
 def as_sql(intent: Intent, *, schema: str) -> Query:

@@ -37,7 +37,8 @@ from alembic import op
 revision, down_revision, branch_labels, depends_on = "{NEXT}", "{HEAD}", None, None
 DROPS = ("later",)
 def upgrade():
-    op.execute(f"CREATE TABLE {{op.get_context().version_table_schema}}.later (id int)")
+    op.execute("CREATE TABLE " + op.get_context().version_table_schema + ".later (id int)")
+    {{more}}
 def downgrade():
     op.drop_table("later", schema=op.get_context().version_table_schema)
 '''
@@ -132,13 +133,13 @@ def operations(url: str) -> Iterator[Operations]:
 
 
 @pytest.fixture
-def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Upgrade jobq to a release with one more revision."""
+def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Upgrade jobq to a release with one more revision, which ends with the given lines."""
 
-    def upgrade() -> None:
+    def upgrade(more: str = "") -> None:
         folder = tmp_path / "next_release"
         shutil.copytree(ROOT / "migrations", folder, ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "versions" / f"{NEXT}_later.py").write_text(NEXT_REVISION)
+        (folder / "versions" / f"{NEXT}_later.py").write_text(NEXT_REVISION.format(more=more))
         monkeypatch.setattr(migrate.versions, "scripts", lambda: folder)
 
     return upgrade
@@ -263,6 +264,20 @@ def test_the_statements_of_alembic_sql_do_the_same(chain, capsys):
         with psycopg.connect(chain.url, autocommit=True) as connection:
             connection.execute(capsys.readouterr().out)
         assert chain.tables() == (made if way[0] == "upgrade" else {})
+
+
+def test_a_revision_of_jobq_may_build_an_index_concurrently(chain, next_release):
+    chain.init()
+    next_release(
+        "with op.get_context().autocommit_block():\n"
+        '        op.execute("CREATE INDEX CONCURRENTLY later_id ON jobq.later (id)")'
+    )
+    chain.write_ours()
+
+    chain.alembic("upgrade", "head")
+
+    assert "later_id" in chain.tables()
+    assert recorded(chain.url) == [(NEXT,)]
 
 
 # The calls of a revision

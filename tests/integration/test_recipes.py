@@ -213,6 +213,13 @@ async def test_a_django_view_leaves_an_order_and_a_job_that_runs_with_the_orm(sh
     with started("run", folder=tmp_path, **env) as process:
         await process.says("To ada@example.com: 2 cups are on their way")
         await until(partial(done, shared_database_url), "the job is done")
+        await until(partial(no_connection_without_a_name, shared_database_url), "the ORM's connection is closed")
+
+
+async def no_connection_without_a_name(url: str) -> bool:
+    """jobq's own have one."""
+    others = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    return await fetch(url, f"{others} AND backend_type = 'client backend' AND application_name = ''") == []
 
 
 def test_the_page_about_django_names_every_file_it_needs():
