@@ -27,7 +27,7 @@ from jobq.settings import RelaySettings, WorkerSettings
 from jobq.worker.worker import Worker
 from tests.commands import Commands, started
 from tests.enqueuing import connection_to, fetch
-from tests.integration.test_chain import Chain, chain, empty
+from tests.integration.test_chain import HEAD, Chain, chain, empty
 from tests.markdown import blocks, files, write_files
 from tests.waiting import until
 
@@ -250,7 +250,7 @@ def test_the_page_about_alembic_says_what_the_commands_do(chain: Chain):
             chain.alembic(*args)
 
     [path] = chain.revisions()
-    for function in call[call.index("def upgrade") :].split("\n\n\n"):
+    for function in call[call.index("def upgrade") :].replace("jobq_0001", HEAD).split("\n\n\n"):
         signature, body = function.strip().split("\n")
         assert signature in path.read_text()
         assert body in path.read_text()
