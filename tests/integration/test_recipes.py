@@ -308,6 +308,24 @@ async def test_a_worker_runs_what_the_page_about_plain_sql_inserts(plain, shared
     await app.database.close()
 
 
+async def test_the_rights_that_the_page_names_are_enough_and_needed(plain):
+    insert, *_, keyed = [block for block in sql("INSERT") if "-- " not in block]
+    owner = plain.transaction()
+    await owner.start()
+    await plain.execute("CREATE ROLE writer; GRANT USAGE ON SCHEMA jobq, public TO writer; SET ROLE writer")
+    for grant, statement in (
+        ("INSERT ON jobq.outbox", insert),
+        ("SELECT, INSERT ON jobq.idempotency_key", keyed.replace("RETURNING id;", "")),
+        ("SELECT (id) ON jobq.outbox", keyed),
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            async with plain.transaction():
+                await plain.execute(statement)
+        await plain.execute(f"RESET ROLE; GRANT {grant} TO writer; SET ROLE writer")
+        await plain.execute(statement)
+    await owner.rollback()
+
+
 async def test_ids_of_plain_sql_rise_with_time(plain):
     [function] = sql("FUNCTION")
     await plain.execute(function.replace("FUNCTION uuidv7", "OR REPLACE FUNCTION pg_temp.ours"))
