@@ -1,7 +1,7 @@
-"""Arguments of a task <-> the JSON object kept in the outbox, and the limits of what can be kept.
+"""Arguments of a task, and results of its steps, <-> the JSON kept in PostgreSQL, and the limits of what can be kept.
 
 Invariant: what `encode` returns, every PostgreSQL and every JSON reader takes, and `decode` gives back to
-the task as its annotations ask. What it cannot keep it refuses, naming the field; values never appear in a
+the task as the annotations ask. What it cannot keep it refuses, naming the field; values never appear in a
 message.
 """
 
@@ -11,13 +11,14 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, NamedTuple, NotRequired, Required
 
 import pydantic
 import pydantic_core
 from typing_extensions import TypedDict
 
-from .errors import ConfigurationError, InvalidArguments
+from .errors import ConfigurationError, InvalidArguments, InvalidResult
 from .settings import ARGS_LIMIT, NESTING_LIMIT
 
 _make_typed_dict: Any = TypedDict  # type checkers know it only with literals
@@ -51,10 +52,7 @@ class ArgumentCodec:
                 f"task {task!r}: an annotation cannot be kept as JSON ({_first_line(error)}); "
                 "pass an id and load the object in the task"
             ) from error
-        # A type adapter has no say over values annotated Any: pydantic would write their NaN as null.
-        self._serializer = pydantic_core.SchemaSerializer(
-            self._adapter.core_schema, pydantic_core.CoreConfig(ser_json_inf_nan="constants")
-        )
+        self._serializer = _serializer_of(self._adapter)
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """Check one call's arguments and return them as JSON. Raises InvalidArguments."""
@@ -96,6 +94,60 @@ class ArgumentCodec:
         return "arguments"
 
 
+class ResultCodec:
+    """What a step may return, by the annotation of its function; without one, whatever is plain JSON.
+
+    `decode(encode(result))` is what the task gets, at the first run and at every later one.
+    """
+
+    def __init__(self, annotation: Any):
+        """Raises ConfigurationError for an annotation that JSON cannot hold, before anything is run."""
+        try:
+            self._adapter, self._serializer = _result_adapter(annotation)
+        except TypeError:  # an annotation that cannot be hashed
+            self._adapter, self._serializer = _result_adapter.__wrapped__(annotation)
+        except pydantic.errors.PydanticUserError as error:
+            raise ConfigurationError(f"its return type cannot be kept as JSON ({_first_line(error)})") from error
+
+    def encode(self, result: Any) -> str:
+        """Check a result and return it as JSON. Raises InvalidResult."""
+        try:
+            checked = self._adapter.validate_python(result)
+            if (fault := _fault(checked, "result")) is not None:  # before a model's own settings write a NaN as null
+                raise InvalidResult(f"{_shortened(fault.path)}: {fault.problem}")
+            text = to_json("result", self._serializer.to_python(checked, mode="json", warnings="error"))
+            again = self._adapter.validate_json(text)
+        except pydantic.ValidationError as error:
+            raise InvalidResult(f"result: is not of its annotated type ({describe(error)})") from None
+        except InvalidArguments as error:
+            raise InvalidResult(str(error)) from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidResult(f"result: {_reason(error)}") from None
+        if _MASK in text and again != checked:
+            raise InvalidResult("result: a secret would be kept as asterisks; return a plain str")
+        return text
+
+    def decode(self, text: str) -> Any:
+        """Read a kept result as the annotation wants it now. Raises InvalidResult."""
+        try:
+            return self._adapter.validate_json(text)
+        except pydantic.ValidationError as error:
+            raise InvalidResult(
+                f"result: what an earlier run has kept does not fit its annotated type ({describe(error)})"
+            ) from None
+
+
+@lru_cache(maxsize=256)
+def _result_adapter(annotation: Any) -> tuple[pydantic.TypeAdapter[Any], pydantic_core.SchemaSerializer]:
+    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(annotation)
+    return adapter, _serializer_of(adapter)
+
+
+def _serializer_of(adapter: pydantic.TypeAdapter[Any]) -> pydantic_core.SchemaSerializer:
+    # A type adapter has no say over values annotated Any: pydantic would write their NaN as null.
+    return pydantic_core.SchemaSerializer(adapter.core_schema, pydantic_core.CoreConfig(ser_json_inf_nan="constants"))
+
+
 def describe(error: pydantic.ValidationError) -> str:
     """Name the wrong fields and what is wrong with them, without their values."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
@@ -132,7 +184,7 @@ class _Fault(NamedTuple):
 def _refuse_faults(owner: str, value: Any) -> None:
     fault = _fault(value)
     if fault is not None:
-        raise InvalidArguments(f"{owner}: {_shortened(fault.path)}: {fault.problem}")
+        raise InvalidArguments(f"{owner}: {_shortened(fault.path) or 'it'}: {fault.problem}")
 
 
 def _fault(value: Any, path: str = "", depth: int = 0) -> _Fault | None:

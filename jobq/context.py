@@ -1,7 +1,8 @@
-"""What a running job sees: who it is, what it may use, and the one transaction that finishes it.
+"""What a running job sees: who it is, what it may use, its recovery points, and the one transaction that finishes it.
 
 Invariant: the effects written in `complete()` and the job's own completion are one COMMIT, whose first
-statement is the DELETE of the job's row. Called by the executor and by tasks. Calls outbox.settle.
+statement is the DELETE of the job's row. Called by the executor and by tasks. Calls step, outbox.settle and
+outbox.steps.
 """
 
 from __future__ import annotations
@@ -9,20 +10,29 @@ from __future__ import annotations
 import asyncio
 import enum
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import cached_property
-from typing import Any, Generic
+from functools import cached_property, partial
+from typing import Any, Generic, overload
 from uuid import UUID, uuid5
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction, async_sessionmaker
-from typing_extensions import TypeVar
+from typing_extensions import ParamSpec, TypeVar
 
-from .errors import AlreadyDone, ConfigurationError, TransactionUsed
+from .codec import ResultCodec
+from .errors import AlreadyDone, ConfigurationError, InvalidResult, TransactionUsed
 from .model import Job
-from .outbox.database import PoolTimeout
+from .outbox import steps
+from .outbox.database import PoolTimeout, is_unavailable
 from .outbox.settle import begin_complete, is_same_transaction
+from .step import called, codec_of, refuse_bad_name, to_the_end
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 S_co = TypeVar("S_co", covariant=True, default=object)
 """The application's state. Its default is not Any: mypy gives up on an overload whose argument holds one, and would
@@ -32,6 +42,10 @@ _TRIES_TO_BEGIN = 3
 _LOCK_NOT_AVAILABLE = "55P03"
 _SERIALIZATION = ("40001", "40P01")
 _FAILED_TRANSACTION = "25P02"
+_PAUSE_S = 0.5
+"""Between two tries while PostgreSQL cannot be had."""
+_PATIENCE_S = 3.0
+"""How long a worker that stops waits for PostgreSQL to take a step's result, once it has cancelled the run."""
 
 
 class Completion(enum.Enum):
@@ -50,13 +64,15 @@ class HandBack(BaseException):
 class Run:
     """What the worker gives each context: the means, and the place where the run's completion is noted."""
 
-    __slots__ = ("completion", "schema", "sessions", "worker")
+    __slots__ = ("completion", "schema", "sessions", "steps", "worker")
 
     def __init__(self, worker: str, schema: str, sessions: async_sessionmaker[AsyncSession] | None):
         self.worker = worker
         self.schema = schema
         self.sessions = sessions
         self.completion = Completion.UNUSED
+        self.steps: set[str] | None = None
+        """Names of the steps that this run has taken."""
 
 
 class Context(Generic[S_co]):
@@ -104,6 +120,112 @@ class Context(Generic[S_co]):
         """
         return str(uuid5(self._job.id, name))
 
+    @overload
+    async def step(self, name: str, function: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    @overload
+    async def step(self, name: str, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    async def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Call `function(*args, **kwargs)` and keep its result: later runs of this job get that, and call nothing.
+
+        A recovery point: what is behind it is not done again by a retry, a snooze, a crash, a shutdown or
+        `jobq dead retry`. A step is known by its `name` alone, one for each call in a task. Plain functions run in a
+        thread. The result is kept as JSON (1 MiB) and comes back as the function's return annotation says: a
+        dataclass, a pydantic model, a UUID, ...; without one as plain JSON. Two runs at once go on with one result.
+
+        The call itself happens at least once: a crash after it, and before its result is kept, repeats it. Give
+        `ctx.idempotency_key(name)` to services that take one.
+
+        Raises what the function raises (nothing is kept then); AlreadyDone (not an Exception) before the call when
+        the job is no longer this run's; ConfigurationError, before the call, for a return type that JSON cannot hold
+        and for a name used twice; InvalidResult after it for a result that cannot be kept: the job is dead at once,
+        since a retry would repeat the call. TransactionUsed inside and after `ctx.complete()`.
+        """
+        owner = f"task {self.task!r}, ctx.step({name!r})"
+        sessions, taken = self._may_step(owner, name)
+        codec = codec_of(owner, function)
+        taken.add(name)
+        try:
+            kept = await self._recall(sessions, name)
+            if kept is None:
+                kept = await self._take(sessions, name, codec, partial(called, function, args, kwargs))
+            return codec.decode(kept)
+        except InvalidResult as error:
+            raise InvalidResult(f"{owner}: {error}") from None
+        except BaseException:
+            taken.discard(name)  # it was not taken, and the task may try it again
+            raise
+
+    def _may_step(self, owner: str, name: str) -> tuple[async_sessionmaker[AsyncSession], set[str]]:
+        run = self._run
+        refuse_bad_name(f"task {self.task!r}, ctx.step()", name)
+        if run.sessions is None:
+            raise ConfigurationError(f"task {self.task!r} is a plain function, and ctx.step() needs `async def`")
+        if run.completion is not Completion.UNUSED:
+            raise TransactionUsed(
+                f"{owner}: ctx.complete() finishes the job, and its block may run again without the step's result; "
+                "take the step before it"
+            )
+        if run.steps is None:
+            run.steps = set()
+        if name in run.steps:
+            raise ConfigurationError(
+                f"{owner}: this run has taken a step of that name, and would get that one's result; "
+                "give each call a name of its own, say f'mail:{order_id}'"
+            )
+        return run.sessions, run.steps
+
+    async def _take(
+        self,
+        sessions: async_sessionmaker[AsyncSession],
+        name: str,
+        codec: ResultCodec,
+        call: Callable[[], Awaitable[tuple[Any, asyncio.CancelledError | None]]],
+    ) -> str:
+        """Make the call and keep its result, also when the run is cancelled meanwhile. Returns what is kept."""
+        result, cancelled = await call()
+        # Crash here: the call has been made and its result is not kept; the next run makes it again.
+        kept, cancelled_again = await to_the_end(
+            self._record(sessions, name, codec.encode(result)),
+            patience_s=lambda: _PATIENCE_S if self.stopping else None,
+        )
+        if (cancelled := cancelled_again or cancelled) is not None:
+            raise cancelled
+        return kept
+
+    async def _recall(self, sessions: async_sessionmaker[AsyncSession], name: str) -> str | None:
+        """What an earlier run has kept. Nothing has been done yet: without PostgreSQL the job goes back."""
+        run, job = self._run, self._job
+        try:
+            found = await steps.recall(sessions, run.schema, (job.id, job.generation), name)
+        except PoolTimeout as error:
+            raise HandBack("the application's connection pool had no connection free") from error
+        except Exception as error:
+            if not is_unavailable(error):
+                raise
+            await asyncio.sleep(_PAUSE_S)
+            raise HandBack("PostgreSQL was away") from error
+        if not found.is_current:
+            raise AlreadyDone(f"job {job.id} is no longer this run's: completed, cancelled or rescheduled")
+        return found.result
+
+    async def _record(self, sessions: async_sessionmaker[AsyncSession], name: str, result: str) -> str:
+        """Keep a result, however long PostgreSQL is away: what it stands for has happened. Returns what is kept."""
+        is_told = False
+        while True:
+            try:
+                return await steps.record(sessions, self._run.schema, self._job.id, name, result)
+            except Exception as error:
+                state = getattr(getattr(error, "orig", None), "sqlstate", None)
+                if not is_unavailable(error) and state not in _SERIALIZATION:
+                    raise
+                if not is_told:
+                    is_told = True
+                    fields = {"job": str(self._job.id), "step": name, "error": f"{type(error).__name__}: {error}"}
+                    log.warning("cannot keep the result of a step yet, trying again", extra={"fields": fields})
+            await asyncio.sleep(_PAUSE_S)
+
     @asynccontextmanager
     async def complete(self) -> AsyncIterator[AsyncSession]:
         """Finish the job: a session whose COMMIT applies the block's writes and the completion together.
@@ -127,7 +249,11 @@ class Context(Generic[S_co]):
             yield session
             await self._check_still_open(session, transaction, xid)
             # Crash here: nothing is committed, the job runs again.
-            await _unless_cancelled(transaction.__aexit__(None, None, None), lambda: self._note_commit())
+            # Not cancelled half way: nobody would know whether it happened.
+            _, cancelled = await to_the_end(transaction.__aexit__(None, None, None))
+            run.completion = Completion.COMMITTED
+            if cancelled is not None:
+                raise cancelled
             # Crash here: all is committed; the entry comes back, and its pre-read finds no row.
 
     async def _check_still_open(self, session: AsyncSession, transaction: AsyncSessionTransaction, xid: str) -> None:
@@ -149,9 +275,6 @@ class Context(Generic[S_co]):
                 f"task {self.task!r}: the transaction of ctx.complete() was over before its block. Leave commit and "
                 "rollback to it, and put `async with session.begin_nested():` around a statement that may fail"
             ) from cause
-
-    def _note_commit(self) -> None:
-        self._run.completion = Completion.COMMITTED
 
     async def _begin(
         self, stack: AsyncExitStack, sessions: async_sessionmaker[AsyncSession]
@@ -183,22 +306,3 @@ class Context(Generic[S_co]):
 
 async def _rolled_back(stack: AsyncExitStack, error: BaseException) -> None:
     await stack.__aexit__(type(error), error, error.__traceback__)
-
-
-async def _unless_cancelled(commit: Coroutine[Any, Any, object], done: Callable[[], None]) -> None:
-    """Let COMMIT end before a cancellation goes on: cancelled half way, nobody knows whether it happened."""
-    task = asyncio.ensure_future(commit)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except BaseException:  # noqa: S110, BLE001
-            pass  # raised below, by result()
-    task.result()
-    done()
-    if cancelled is not None:
-        raise cancelled

@@ -6,7 +6,6 @@ applications, app and the executor. Calls outbox.enqueue and codec.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import re
@@ -20,6 +19,7 @@ from typing import Any, Concatenate, Generic, Protocol, TypeVar, overload
 from sqlalchemy import TextualSelect
 from typing_extensions import ParamSpec
 
+from .annotations import resolved
 from .codec import ArgumentCodec, to_json
 from .context import Context
 from .errors import ConfigurationError, InvalidArguments, JobqError
@@ -205,12 +205,10 @@ class Task(Generic[Q, P, T]):
     @cached_property
     def _hints(self) -> dict[str, Any]:
         function = inspect.unwrap(self.function)
-        names = getattr(function, "__globals__", {})
         try:
             annotations = dict(inspect.get_annotations(function))
             annotations.pop("return", None)
-            shape = type("parameters", (), {"__annotations__": annotations})
-            return typing.get_type_hints(shape, globalns=dict(names), localns=_closure(function), include_extras=True)
+            return resolved(function, annotations)
         except (NameError, TypeError, SyntaxError) as error:
             raise ConfigurationError(
                 f"task {self.name!r}: its annotations cannot be resolved ({error}); "
@@ -231,15 +229,6 @@ class TaskDecorator(Protocol):
 
     @overload
     def __call__(self, function: Callable[P, T], /) -> Task[P, P, T]: ...
-
-
-def _closure(function: Callable[..., Any]) -> dict[str, Any]:
-    found = {}
-    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
-    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=True):
-        with contextlib.suppress(ValueError):  # a variable that is not assigned yet
-            found[name] = cell.cell_contents
-    return found
 
 
 def _refuse_bad_name(name: str) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from ..app import JobQ
 from ..context import Completion, Context, HandBack, Run
-from ..errors import AlreadyDone
+from ..errors import AlreadyDone, InvalidResult
 from ..model import Job
 from ..outbox.settle import Burial, Reschedule
 from ..outcomes import Reject, Retry, Snooze
@@ -87,7 +87,7 @@ class Executor:
         try:
             await self._call(holding.run, job, task, limit, arguments)
         except BaseException as raised:  # noqa: BLE001  everything a task raises is an end of the job
-            error = raised
+            error = _alone(raised)
         return *self._settle(holding, holding.run, job, task, limit, error), error
 
     async def _call(self, run: Run, job: Job, task: Task[..., Any, Any], limit: int, arguments: dict[str, Any]) -> None:
@@ -153,6 +153,8 @@ class Executor:
                 return "snoozed", delay_s
             case Reject():
                 return self._bury(holding, job, "rejected", error)
+            case InvalidResult():  # a retry would repeat the step's call, up to the last attempt
+                return self._bury(holding, job, "invalid", error)
             case _:
                 return self._retry(holding, job, task, limit, error)
 
@@ -190,6 +192,22 @@ def _called(call: Callable[[], Any]) -> None:
         if inspect.iscoroutine(result):
             result.close()
         raise TypeError("the task is no `async def`, and what it returned was to be awaited: nothing of it has run")
+
+
+def _alone(error: BaseException) -> BaseException:
+    """An error; of those that steps side by side raised together, the one that says how the job ends."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    for kind in (AlreadyDone, InvalidResult, HandBack):
+        ours, others = error.split(kind)
+        if ours is not None and (kind is not HandBack or others is None):
+            return _first(ours)
+    return error
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 def _told(error: BaseException) -> dict[str, str]:
