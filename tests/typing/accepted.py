@@ -106,6 +106,29 @@ async def alert(session: AsyncSession, job: DeadJob) -> None:
     await with_options.enqueue(session, 7)
 
 
+class Gateway:
+    async def charge(self, invoice_id: int, *, currency: str = "SEK") -> UUID:
+        raise NotImplementedError
+
+
+async def load(name: str) -> dict[str, int]:
+    raise NotImplementedError
+
+
+def render(invoice_id: int) -> str:
+    return str(invoice_id)
+
+
+@jobs.task
+async def with_steps(ctx: Context, invoice_id: int, gateway: Gateway) -> None:
+    assert_type(await ctx.step("charge", gateway.charge, invoice_id, currency="EUR"), UUID)
+    assert_type(await ctx.step("render", render, invoice_id), str)
+    assert_type(await ctx.step("load", load, name="a parameter of the function's own"), dict[str, int])
+    assert_type(await ctx.step("lambda", lambda: gateway.charge(invoice_id)), UUID)
+    assert_type(await ctx.step("task", without_context, invoice_id), int)
+    assert_type(ctx.idempotency_key("charge"), str)
+
+
 # Every transaction
 
 

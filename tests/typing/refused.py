@@ -47,6 +47,21 @@ async def bare_context(ctx: Context, order_id: int) -> None:
     print(ctx.state.name)  # refused
 
 
+async def render(order_id: int) -> str:
+    return str(order_id)
+
+
+@jobs.task
+async def with_steps(ctx: Context, order_id: int) -> None:
+    await ctx.step("render", render)  # refused
+    await ctx.step("render", render, "7")  # refused
+    await ctx.step("render", render, 7, region="eu")  # refused
+    await ctx.step("render", render(7))  # refused
+    await ctx.step(render, 7)  # refused
+    await ctx.step(name="render", function=render, order_id=7)  # refused
+    print(await ctx.step("render", render, 7) + 1)  # refused
+
+
 async def the_transaction_comes_first(session: AsyncSession) -> None:
     await bare.enqueue(7)  # refused
     await bare.enqueue()  # refused

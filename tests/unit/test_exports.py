@@ -16,6 +16,7 @@ PUBLIC = {
     "Enqueued",
     "Intent",
     "InvalidArguments",
+    "InvalidResult",
     "JobQ",
     "JobqError",
     "NotInTransaction",
