@@ -105,7 +105,7 @@ class Context(Generic[S_co]):
 
     @cached_property
     def headers(self) -> Mapping[str, str]:
-        """What was given as `opts(headers=...)` at enqueue."""
+        """What was given as `opts(headers=...)` at enqueue, and W3C trace context (`traceparent`, `tracestate`)."""
         return json.loads(self._job.headers) if self._job.headers else {}
 
     @property

@@ -29,6 +29,7 @@ from .outbox.insert import Query, as_insert, as_sql
 from .outbox.statement import Transaction
 from .outcomes import seconds
 from .retry import RetryPolicy, is_attempt_limit
+from .tracing import outgoing
 
 Q = ParamSpec("Q")
 P = ParamSpec("P")
@@ -142,7 +143,7 @@ class Task(Generic[Q, P, T]):
             timeout_s=options.timeout_s,
             idempotency_key=options.idempotency_key,
             idempotency_ttl_s=options.idempotency_ttl_s,
-            headers=options.headers,
+            headers=outgoing(options.headers),
         )
 
     def opts(

@@ -29,6 +29,7 @@ from ..outcomes import Reject, Retry, Snooze
 from ..retry import LONGEST_DELAY_S, default_delay
 from ..settings import ERROR_LIMIT
 from ..task import Task
+from ..tracing import resume
 from .attempt import Attempt, log_attempt
 from .owned import Ending, Holding
 from .settler import Settler
@@ -97,6 +98,8 @@ class Executor:
                 job, run, state=self._state, max_attempts=limit, is_stopping=self._is_stopping
             )
             call = partial(task.function, context, **arguments)
+        if job.headers is not None:
+            resume(job.headers)
         async with asyncio.timeout(job.timeout_s or task.timeout_s):
             await (call() if task.is_async else self._in_thread(call))
 
