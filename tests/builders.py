@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import UUID
 
+import anyio
 import asyncpg
 from sqlalchemy import text
 
@@ -25,7 +26,7 @@ from jobq.model import Entry
 from jobq.relay.relay import Leader
 from jobq.settings import RelaySettings, WorkerSettings
 from jobq.worker.worker import Worker
-from tests.waiting import until
+from tests.waiting import POLL_S, until
 
 KEPT_KEYS = {"relay", "stats"}
 """What a drained queue leaves in Redis, beside the set of queue names."""
@@ -209,6 +210,21 @@ async def running(worker: Worker) -> AsyncIterator[asyncio.Task[int]]:
         worker.orders.hurry.set()
         worker.orders.wake()
         await asyncio.wait_for(asyncio.shield(task), 20)
+
+
+@asynccontextmanager
+async def beating(worker: Worker) -> AsyncIterator[None]:
+    """A worker that takes no turns, and beats all the while."""
+
+    async def beat() -> None:
+        while True:
+            await asyncio.to_thread(worker.heartbeat.step)
+            await asyncio.sleep(POLL_S)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(beat)
+        yield
+        group.cancel_scope.cancel()
 
 
 def any_id() -> UUID:

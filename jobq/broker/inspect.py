@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -37,6 +38,7 @@ REPAIRS = (
 )
 """What is counted when something went wrong on the way and was put right."""
 COUNTERS = (*TRAFFIC, *REPAIRS)
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,25 @@ async def counters(broker: Broker, queues: Iterable[str]) -> dict[tuple[str, str
         for queue, reply in zip(asked, replies, strict=True)
         for name, counter in _hash(reply).items()
     }
+
+
+async def living(
+    broker: Broker,
+    places: Iterable[tuple[str, str]],
+    *,
+    within_s: float,
+    enough: Callable[[set[tuple[str, str]]], bool],
+) -> set[tuple[str, str]]:
+    """Watch the counters of some (queue, worker); returns those that moved, as soon as they are `enough`."""
+    queues = sorted({queue for queue, _ in places})
+    first = await counters(broker, queues)
+    moved: set[tuple[str, str]] = set()
+    ends_at = time.monotonic() + within_s
+    while not enough(moved) and time.monotonic() < ends_at:
+        await asyncio.sleep(_LOOK_S)
+        now = await counters(broker, queues)
+        moved |= {place for place in places if now.get(place, b"") != first.get(place, b"") and place in now}
+    return moved
 
 
 async def _ask(broker: Broker, commands: Sequence[tuple[Any, ...]]) -> list[Any]:

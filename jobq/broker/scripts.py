@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 ADOPT_TOKEN = "*"  # noqa: S105
 """Expected token of a relay that does not know what was there before."""
 
+UNPARKED_A_CALL = 1000
+"""Entries."""
+
 _GENERATION = re.compile(rb"[1-9][0-9]{0,9}")
 
 
@@ -140,7 +143,7 @@ class Broker:
         names = [keys.working(worker), keys.parked(task), keys.stats]
         return int(await self._run("park", queue, names, _raw(entries)))
 
-    async def unpark(self, queue: str, tasks: Sequence[str], *, limit: int = 1000) -> int:
+    async def unpark(self, queue: str, tasks: Sequence[str], *, limit: int = UNPARKED_A_CALL) -> int:
         """Put parked entries of tasks back into ready, `limit` a call. See unpark.lua."""
         keys = self.keys(queue)
         names = [keys.bell, keys.stats, *keys.ready, *map(keys.parked, tasks)]

@@ -238,9 +238,13 @@ def _work(report: Report, living: set[tuple[str, str]]) -> Iterator[Finding]:
             rows = f"{queue.waiting} waiting, {queue.scheduled + queue.retrying} later"
             yield Finding(level, "queue", f"no live worker serves {name} ({rows})", f"jobq worker APP -q {name}")
     yield _oldest(report)
-    for task, number in report.total.parked_tasks.items():
-        found = f"{number} jobs of task {cell(task)} are parked: no worker knows it"
-        yield Finding("warn", "parked", found, "start a worker that does, or give a renamed task this name as an alias")
+    for parked in report.parked:
+        found = f"{parked.jobs} jobs of task {cell(parked.task)} are parked in {cell(parked.queue)}"
+        if any((parked.queue, name) in living for name in parked.offered_by):
+            yield Finding("ok", "parked", f"{found}; a live worker offers it, and will call them back")
+            continue
+        remedy = "start a worker that does, or give a renamed task this name as an alias"
+        yield Finding("warn", "parked", f"{found}: no live worker offers it", remedy)
     if report.total.dead:
         yield Finding("warn", "dead", f"{report.total.dead} jobs need a person", "jobq dead list")
 

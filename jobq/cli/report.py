@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from ..broker.client import AsyncClient
 
+_BEATS_WATCHED_S = 5.0
+"""More than two of a worker's beats."""
+
 
 @dataclass(slots=True)
 class QueueReport:
@@ -73,6 +76,19 @@ class WorkerReport:
 
 
 @dataclass(slots=True)
+class ParkedReport:
+    """Jobs that wait in one queue for a worker that knows their task."""
+
+    queue: str
+    task: str
+    jobs: int
+    is_offered: bool = False
+    """Whether a live worker of that queue knows it, and will call them back."""
+    offered_by: tuple[str, ...] = ()
+    """Workers that have registered with it; some may have been killed since."""
+
+
+@dataclass(slots=True)
 class Report:
     """Everything that `status` shows."""
 
@@ -80,6 +96,7 @@ class Report:
     counts: Counts
     queues: list[QueueReport]
     total: QueueReport
+    parked: list[ParkedReport]
     workers: list[WorkerReport]
     redis_error: Exception | None
 
@@ -117,7 +134,24 @@ async def gather(
     for queue in queues:
         total.add(queue)
     leader = await browse.leader(connection, schema)
-    return Report(leader, counts, queues, total, _workers(states), redis_error)
+    return Report(leader, counts, queues, total, _parked(states, parked), _workers(states), redis_error)
+
+
+async def find_offers(stores: Stores, connection: asyncpg.Connection, client: AsyncClient, report: Report) -> None:
+    """Learn which parked tasks live workers offer. Takes up to two beats, and no time where nobody offers any."""
+    offered = [parked for parked in report.parked if parked.offered_by]
+    places = {(parked.queue, name) for parked in offered for name in parked.offered_by}
+
+    def note(living: set[tuple[str, str]]) -> bool:
+        for parked in offered:
+            parked.is_offered = any((parked.queue, name) in living for name in parked.offered_by)
+        return all(parked.is_offered for parked in offered)
+
+    broker = Broker(client, await stores.database.database_id(connection, stores.schema))
+    try:
+        note(await inspect.living(broker, places, within_s=_BEATS_WATCHED_S, enough=note))
+    except UNAVAILABLE as error:
+        report.redis_error = error
 
 
 def _unseen(counts: Counts, states: list[QueueState], only: str | None) -> set[str]:
@@ -157,6 +191,19 @@ def _empty(name: str | None, *, knows_redis: bool) -> QueueReport:
     if not knows_redis:
         return QueueReport(name)
     return QueueReport(name, running=0, parked=0, ready=0, counters=dict.fromkeys(COUNTERS, 0))
+
+
+def _parked(states: list[QueueState], parked: dict[tuple[str, str], int]) -> list[ParkedReport]:
+    workers = {state.queue: state.workers for state in states}
+    return [
+        ParkedReport(
+            queue,
+            task,
+            number,
+            offered_by=tuple(worker.name for worker in workers.get(queue, ()) if task in worker.tasks),
+        )
+        for (queue, task), number in sorted(parked.items())
+    ]
 
 
 def _workers(states: list[QueueState]) -> list[WorkerReport]:

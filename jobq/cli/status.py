@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..broker.inspect import REPAIRS
-from .report import QueueReport, Report, gather
+from .report import ParkedReport, QueueReport, Report, find_offers, gather
 from .stores import Stores, stores_options
 from .tables import cell, duration, show_json, show_table
 
@@ -22,7 +22,8 @@ _COLUMNS = ("waiting", "running", "scheduled", "retrying", "parked", "dead")
 def status(stores: Stores, queue: str | None, as_json: bool) -> None:
     """Count what waits, runs and failed.
 
-    A job that is due waits until a worker has taken it; one that is parked waits for a worker that knows its task.
+    A job that is due waits until a worker has taken it; one that is parked waits for a worker that knows its task,
+    which calls it back. Where a registered worker knows it, it takes up to 5 seconds to see whether that one lives.
     Numbers with a ~ are estimates: the table is big. A worker that was killed stays in the list until another has
     swept it; `jobq doctor` tells which ones live.
 
@@ -42,7 +43,9 @@ def status(stores: Stores, queue: str | None, as_json: bool) -> None:
 
 async def _gather(stores: Stores, queue: str | None) -> Report:
     async with stores.postgresql("status") as connection, stores.redis() as client:
-        return await gather(stores, connection, client, only=queue)
+        report = await gather(stores, connection, client, only=queue)
+        await find_offers(stores, connection, client, report)
+        return report
 
 
 def _document(stores: Stores, report: Report) -> dict[str, Any]:
@@ -56,8 +59,13 @@ def _document(stores: Stores, report: Report) -> dict[str, Any]:
         "relay": {"leads": leader is not None, "backend_pid": leader.pid if leader else None},
         "total": total,
         "queues": [asdict(queue) for queue in report.queues],
-        "workers": [{name: value for name, value in asdict(w).items() if name != "tasks"} for w in report.workers],
+        "parked": [_without(parked, "offered_by") for parked in report.parked],
+        "workers": [_without(worker, "tasks") for worker in report.workers],
     }
+
+
+def _without(row: Any, hidden: str) -> dict[str, Any]:
+    return {name: value for name, value in asdict(row).items() if name != hidden}
 
 
 def _show(report: Report) -> None:
@@ -66,9 +74,8 @@ def _show(report: Report) -> None:
         rows.append(_row("total", report.total, report))
     show_table(("queue", *(f">{name}" for name in _COLUMNS), ">oldest"), rows)
     click.echo()
-    if report.total.parked_tasks:
-        parked = " ".join(f"{cell(task)}={number}" for task, number in report.total.parked_tasks.items())
-        click.echo(f"parked, no worker knows the task: {parked}")
+    for parked in report.parked:
+        click.echo(f"parked in {cell(parked.queue)}: {parked.jobs} wait for {cell(parked.task)}; {_offer(parked)}")
     if report.leader is None:
         click.echo("relay: none leads")
     else:
@@ -87,6 +94,12 @@ def _show(report: Report) -> None:
         ("worker", "host", ">pid", "version", "queues", ">running", ">slots"),
         [(w.name, w.host, w.pid, w.version, ",".join(w.queues), w.running, w.slots) for w in report.workers],
     )
+
+
+def _offer(parked: ParkedReport) -> str:
+    if parked.is_offered:
+        return "a live worker offers it, and will call them back"
+    return "no live worker offers it"
 
 
 def _row(name: str | None, queue: QueueReport, report: Report) -> list[Any]:

@@ -21,7 +21,7 @@ import anyio
 
 from ..app import JobQ
 from ..broker.client import TROUBLE, check_server, connect
-from ..broker.scripts import Broker
+from ..broker.scripts import UNPARKED_A_CALL, Broker
 from ..migrate import check as check_tables
 from ..outbox.database import is_unavailable
 from ..outbox.line import Line
@@ -163,14 +163,19 @@ class Worker:
                 await self.sweeper.step()
                 if time.monotonic() >= next_unpark and self.app.tasks:
                     next_unpark = time.monotonic() + _UNPARK_EVERY_BEATS * self.settings.beat
-                    for queue in self.settings.queues:
-                        await self.broker.unpark(queue, sorted(self.app.tasks))
+                    await self._unpark()
             except TROUBLE:
                 pass  # the turns report it
             except Exception as error:
                 if not is_unavailable(error):
                     log.exception("sweeping failed, trying again")
             await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def _unpark(self) -> None:
+        """Call back what is parked for tasks that this worker knows, in calls that hold up nobody."""
+        for queue in self.settings.queues:
+            while await self.broker.unpark(queue, sorted(self.app.tasks)) >= UNPARKED_A_CALL:
+                pass
 
     async def _shut_down(self) -> int:
         """Hand back, wait, cancel, flush, deregister: in this order nothing is lost and little runs twice."""

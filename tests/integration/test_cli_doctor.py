@@ -14,7 +14,7 @@ import redis
 
 from jobq.cli.failures import ExitCode
 from jobq.outbox.follow import try_lead
-from tests.builders import Bench, running
+from tests.builders import Bench, beating, running
 from tests.commands import Commands
 from tests.waiting import until
 
@@ -125,13 +125,37 @@ async def test_parked_and_dead_jobs_are_told(bench, commands):
         await until(is_parked, "the job was parked")
         found = await findings(commands, code=ExitCode.OK)
 
-    assert found["parked"]["found"] == "1 jobs of task unheard_of are parked: no worker knows it"
+    assert found["parked"]["level"] == "warn"
+    assert found["parked"]["found"] == "1 jobs of task unheard_of are parked in default: no live worker offers it"
     assert found["dead"] == {
         "level": "warn",
         "about": "dead",
         "found": "1 jobs need a person",
         "remedy": "jobq dead list",
     }
+
+
+async def test_parked_jobs_that_a_live_worker_will_call_back_need_nobody(bench, commands):
+    newer = await bench.second_app()
+
+    @newer.task
+    async def resize() -> None: ...
+
+    older = await bench.worker(beat=0.1)
+    await bench.commit_and_relay(resize)
+    async with running(older):
+
+        async def is_parked() -> bool:
+            return (await bench.stats()).get("parked") == 1
+
+        await until(is_parked, "the job was parked")
+        offering = await bench.worker(app=newer)  # it takes no turns, and calls nothing back
+
+        async with beating(offering):
+            found = await findings(commands, code=ExitCode.OK)
+
+    assert found["parked"]["level"] == "ok"
+    assert "; a live worker offers it, and will call them back" in found["parked"]["found"]
 
 
 # --- the application

@@ -8,10 +8,12 @@ from importlib import resources
 
 import pytest
 
+from jobq import JobQ
 from jobq.broker.inspect import COUNTERS, REPAIRS
+from jobq.cli import report
 from jobq.cli.failures import ExitCode
 from jobq.outbox.follow import try_lead
-from tests.builders import Bench, Gate, started
+from tests.builders import Bench, Gate, beating, started, turn
 from tests.commands import Commands
 
 NOTHING = dict.fromkeys(COUNTERS, 0)
@@ -49,6 +51,7 @@ async def test_an_empty_system_shows_zeros_for_everything(commands):
             "counters": NOTHING,
         },
         "queues": [],
+        "parked": [],
         "workers": [],
     }
 
@@ -101,6 +104,7 @@ async def test_every_figure_of_a_known_state(bench, commands):
         "parked_tasks": {"unheard_of": 1},
         "counters": {**counted, "ghost": 5},
     }
+    assert shown["parked"] == [{"queue": "mail", "task": "unheard_of", "jobs": 1, "is_offered": False}]
     assert (bulk["queue"], bulk["counters"]["ghost"], bulk["running"]) == ("bulk", 2, 0)
     assert (gone["queue"], gone["dead"], gone["counters"]) == ("gone", 1, NOTHING)
     assert shown["relay"] == {"leads": True, "backend_pid": leader.get_server_pid()}
@@ -154,6 +158,83 @@ async def test_the_table_names_queues_repairs_and_workers(bench, commands):
     assert ["relay:", "none", "leads"] in lines
     assert ["repairs:", "swept=4"] in lines
     assert lines[-1][0] == worker.name
+
+
+# --- parked
+
+
+async def park(bench: Bench, count: int) -> JobQ:
+    """Have a worker that knows no task park so many jobs of `resize`; returns an application that knows it."""
+    newer = await bench.second_app()
+
+    @newer.task(queue="media")
+    async def resize() -> None: ...
+
+    older = await bench.worker(queues=("media",))
+    for _ in range(count):
+        await bench.enqueue(resize)
+    await bench.relay()
+    await turn(older)
+    return newer
+
+
+async def test_parked_jobs_are_told_by_task_while_no_worker_offers_it(bench, commands):
+    await park(bench, 3)
+
+    result = await commands.run("status")
+    shown = await commands.json("status")
+
+    assert "parked in media: 3 wait for resize; no live worker offers it" in result.stdout.splitlines()
+    assert shown["parked"] == [{"queue": "media", "task": "resize", "jobs": 3, "is_offered": False}]
+
+
+async def test_a_live_worker_that_offers_a_parked_task_is_told(bench, commands):
+    worker = await bench.worker(app=await park(bench, 1), queues=("media",))
+
+    async with beating(worker):
+        result = await commands.run("status")
+        shown = await commands.json("status")
+
+    told = "parked in media: 1 wait for resize; a live worker offers it, and will call them back"
+    assert told in result.stdout.splitlines()
+    assert shown["parked"] == [{"queue": "media", "task": "resize", "jobs": 1, "is_offered": True}]
+
+
+async def test_a_task_offered_under_an_alias_is_offered(bench, commands):
+    await park(bench, 1)
+    renaming = await bench.second_app()
+
+    @renaming.task(queue="media", aliases=["resize"])
+    async def scale() -> None: ...
+
+    worker = await bench.worker(app=renaming, queues=("media",))
+
+    async with beating(worker):
+        shown = await commands.json("status")
+
+    assert shown["parked"][0]["is_offered"]
+
+
+async def test_a_dead_worker_offers_nothing(bench, commands, monkeypatch):
+    monkeypatch.setattr(report, "_BEATS_WATCHED_S", 0.3)
+    await bench.worker(app=await park(bench, 1), queues=("media",))
+
+    shown = await commands.json("status")
+
+    assert len(shown["workers"]) == 2
+    assert not shown["parked"][0]["is_offered"]
+
+
+async def test_a_worker_of_another_queue_calls_nothing_back_and_so_offers_nothing(bench, commands):
+    worker = await bench.worker(app=await park(bench, 1), queues=("mail",))
+
+    async with beating(worker):
+        shown = await commands.json("status")
+
+    assert not shown["parked"][0]["is_offered"]
+
+
+# --- Redis away, and strangers in it
 
 
 async def test_with_redis_away_the_part_of_postgresql_is_shown_and_the_code_is_4(bench, commands):
