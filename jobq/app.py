@@ -86,8 +86,10 @@ class JobQ:
     ) -> Any:
         """Register a function as a task, as `@jobs.task` or `@jobs.task(queue=..., ...)`.
 
-        The name, the function's own unless given, is what rows carry: rename a task with `aliases=[old name]`.
-        `timeout` bounds one attempt. A first parameter annotated `Context` receives the running job's context.
+        The name, the function's own unless given, is what rows carry. Rename a task with `aliases=[old name]`: jobs
+        stored under the old name run then. Leave it there while producers of the last release, jobs or idempotency
+        keys with the old name may be about. `timeout` bounds one attempt. A first parameter annotated `Context`
+        receives the running job's context.
         Raises ConfigurationError.
         """
 
@@ -100,11 +102,11 @@ class JobQ:
                 queue=queue,
                 retry=retry or RetryPolicy(),
                 timeout_s=_checked_timeout(own_name, timeout),
-                aliases=tuple(aliases),
+                aliases=_checked_aliases(own_name, aliases),
             )
             for known_as in (own_name, *task.aliases):
                 if known_as in self.tasks:
-                    raise ConfigurationError(f"two tasks are named {known_as!r}: give one of them name='...'")
+                    raise ConfigurationError(_taken(known_as, own_name, self.tasks[known_as].name))
             self.tasks.update(dict.fromkeys((own_name, *task.aliases), task))
             return task
 
@@ -163,6 +165,24 @@ class JobQ:
 
     def __repr__(self) -> str:
         return f"<JobQ {len(self.tasks)} tasks, schema {self.schema!r}>"
+
+
+def _checked_aliases(name: str, aliases: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(aliases, str):
+        raise ConfigurationError(f"task {name!r}: aliases is a list of names: aliases=[{aliases!r}]")
+    found = tuple(aliases)
+    if name in found or len(set(found)) < len(found):
+        raise ConfigurationError(f"task {name!r}: name each of its former names in aliases once, and not its own")
+    return found
+
+
+def _taken(known_as: str, newcomer: str, holder: str) -> str:
+    if known_as == newcomer == holder:
+        return f"two tasks are named {known_as!r}: give one of them name='...'"
+    return (
+        f"task {newcomer!r} cannot be known as {known_as!r}: that is "
+        f"{'the name of another task' if known_as == holder else f'an alias of task {holder!r}'}"
+    )
 
 
 def _checked_timeout(name: str, timeout: float | timedelta | None) -> float | None:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import math
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING, Any
@@ -62,23 +63,44 @@ def test_a_task_is_found_by_its_name_and_by_each_alias():
 
 
 @pytest.mark.parametrize(
-    "again",
+    ("again", "said"),
     [
-        {"name": "send"},
-        {"name": "mail"},
-        {"name": "other", "aliases": ["send"]},
-        {"name": "other", "aliases": ["mail"]},
+        ({"name": "send"}, "two tasks are named 'send': give one of them name='...'"),
+        ({"name": "mail"}, "task 'mail' cannot be known as 'mail': that is an alias of task 'send'"),
+        (
+            {"name": "other", "aliases": ["send"]},
+            "task 'other' cannot be known as 'send': that is the name of another task",
+        ),
+        ({"name": "other", "aliases": ["mail"]}, "task 'other' cannot be known as 'mail': that is an alias of"),
     ],
     ids=str,
 )
-def test_a_name_that_is_taken_is_refused_and_registers_nothing(again):
+def test_a_name_that_is_taken_is_refused_and_registers_nothing(again, said):
     jobs = JobQ()
     first = jobs.task(aliases=["mail"])(send)
 
-    with pytest.raises(ConfigurationError, match="two tasks are named"):
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
         jobs.task(**again)(tidy)
 
     assert jobs.tasks == {"send": first, "mail": first}
+
+
+@pytest.mark.parametrize(
+    ("aliases", "said"),
+    [
+        ("mail", "task 'send': aliases is a list of names: aliases=['mail']"),
+        (["send"], "task 'send': name each of its former names in aliases once, and not its own"),
+        (["mail", "mail"], "task 'send': name each of its former names in aliases once"),
+    ],
+    ids=str,
+)
+def test_aliases_that_cannot_be_meant_are_refused(aliases, said):
+    jobs = JobQ()
+
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        jobs.task(aliases=aliases)(send)
+
+    assert jobs.tasks == {}
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "a\nb", "\ud800", "x" * 129, 5], ids=ascii)
