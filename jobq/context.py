@@ -58,7 +58,7 @@ class Completion(enum.Enum):
 
 
 class HandBack(BaseException):
-    """The run cannot go on here and now, and has done nothing: its entry goes back and no attempt is used."""
+    """The run cannot go on here and now, and has begun nothing new: its entry goes back and no attempt is used."""
 
 
 class Run:

@@ -96,6 +96,7 @@ class Turns:
         self._suspects: deque[Holding] = deque()
         self._is_alone = False
         self._is_fenced = False
+        self._told_unknown: set[str] = set()
         self._first_queue = 0
         self._redis_outage = Outage("redis", "worker")
         self._database_outage = Outage("postgresql", "worker")
@@ -246,8 +247,11 @@ class Turns:
         self._orders.woken.set()
 
     def _park(self, holding: Holding, job: Job) -> None:
-        fields = {"job": str(job.id), "task": job.task}
-        log.warning("no such task in this worker, parked until one comes that has it", extra={"fields": fields})
+        fields = {"job": str(job.id), "task": job.task, "queue": holding.queue}
+        # Once a task: a deploy parks jobs by the thousand, and `jobq status` counts them.
+        level = logging.DEBUG if job.task in self._told_unknown else logging.WARNING
+        self._told_unknown.add(job.task)
+        log.log(level, "no such task in this worker, parked until one comes that has it", extra={"fields": fields})
         self._settler.park(holding, job.task)
 
     async def _idle(self, *, has_looked: bool) -> None:

@@ -211,6 +211,19 @@ async def test_a_job_of_an_unknown_task_is_parked_and_runs_where_the_task_is_kno
     await bench.assert_drained()
 
 
+async def test_parking_is_told_once_a_task_and_not_once_a_job(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    note, _ = note_runs(bench.app)
+    other, _ = note_runs(bench.app, name="other")
+    older = await bench.worker(app=await bench.second_app())
+    for task in (note, note, other):
+        await bench.commit_and_relay(task, 1)
+
+    await turn(older)
+
+    told = [message for message in caplog.messages if message.startswith("no such task in this worker")]
+    assert len(told) == 2
+
+
 async def test_a_renamed_task_still_runs_under_its_old_name(bench: Bench) -> None:
     older_release = await bench.second_app()
 
