@@ -15,11 +15,12 @@ import pytest
 from jobq import JobQ
 from jobq.outbox import browse
 from jobq.settings import WorkerSettings
+from jobq.worker import worker as worker_module
 from jobq.worker.worker import Worker
 from tests.builders import Bench, running, turn
 from tests.waiting import until
 
-BEAT_S = 0.1
+BEAT_S = 0.05
 JOBS = 20
 
 
@@ -27,6 +28,12 @@ JOBS = 20
 async def bench(shared_database_url: str, redis_url: str) -> AsyncIterator[Bench]:
     async with Bench.open(shared_database_url, redis_url) as bench:
         yield bench
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fifth beat comes soon, and is not kept waiting by the sweeper's pace."""
+    monkeypatch.setattr(worker_module, "SWEEP_EVERY_S", 0.05)
 
 
 class Release:
