@@ -42,6 +42,8 @@ _TRIES_TO_BEGIN = 3
 _LOCK_NOT_AVAILABLE = "55P03"
 _SERIALIZATION = ("40001", "40P01")
 _FAILED_TRANSACTION = "25P02"
+_PASSING = ("08", "25006", "40", "53", "57")
+"""SQLSTATEs, or their classes, of what goes by: connections, a failover, conflicts, resources, operators."""
 _PAUSE_S = 0.5
 """Between two tries while PostgreSQL cannot be had."""
 _PATIENCE_S = 3.0
@@ -217,8 +219,8 @@ class Context(Generic[S_co]):
             try:
                 return await steps.record(sessions, self._run.schema, self._job.id, name, result)
             except Exception as error:
-                state = getattr(getattr(error, "orig", None), "sqlstate", None)
-                if not is_unavailable(error) and state not in _SERIALIZATION:
+                state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+                if not is_unavailable(error) and not state.startswith(_PASSING):
                     raise
                 if not is_told:
                     is_told = True

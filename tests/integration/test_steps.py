@@ -858,6 +858,42 @@ async def test_an_exhausted_pool_after_the_call_throws_no_result_away(
     await engine.dispose()
 
 
+async def test_a_primary_that_takes_no_writes_just_after_the_call_throws_no_result_away(
+    shared_database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that was demoted is, before its clients are cut off."""
+    monkeypatch.setattr(context, "_PAUSE_S", 0.01)
+    engine = create_async_engine(
+        make_url(shared_database_url).set(drivername="postgresql+asyncpg"), pool_size=1, max_overflow=0
+    )
+    async with Bench.open(shared_database_url, redis_url, database=engine) as bench:
+        pids: list[int] = []
+
+        async def charge() -> str:
+            async with engine.begin() as connection:
+                await connection.execute(text("SET default_transaction_read_only = on"))
+                pids.append((await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+            return "paid"
+
+        got: list[str] = []
+
+        @bench.app.task
+        async def task(ctx: Context) -> None:
+            got.append(await ctx.step("charge", charge))
+
+        worker = await bench.worker()
+        await bench.commit_and_relay(task)
+        await started(worker)
+        await until(lambda: "cannot keep the result of a step yet, trying again" in caplog.messages, "it waits")
+        await bench.db.execute("SELECT pg_terminate_backend($1, 5000)", pids[0])
+        await until(lambda: not worker.turns.runs, "the run ended")
+        await settled(worker)
+
+        assert (got, len(pids)) == (["paid"], 1)
+        await bench.assert_drained()
+    await engine.dispose()
+
+
 async def test_a_connection_that_was_cut_before_the_call_hands_the_job_back(
     bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
