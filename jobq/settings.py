@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 ARGS_LIMIT = 1024 * 1024
 """Bytes of JSON that the arguments of one job may take; a CHECK on the table holds the same."""
@@ -15,6 +15,8 @@ CRASHES_BEFORE_ALONE = 2
 """A job whose worker died this often in a row is run with nothing beside it."""
 CRASHES_BEFORE_POISON = 3
 """A job whose worker died this often in a row is buried."""
+HEAVIEST_QUEUE = 100
+"""The largest weight of a queue."""
 ERROR_LIMIT = 4000
 """Characters of an error that are kept in `last_error`."""
 
@@ -29,7 +31,11 @@ class _Settings(BaseModel):
 class WorkerSettings(_Settings):
     """How one worker process behaves. Durations in seconds."""
 
-    queues: tuple[str, ...] = ("default",)
+    queues: tuple[str, ...] = Field(default=("default",), min_length=1)
+    weights: dict[str, Annotated[int, Field(ge=1, le=HEAVIEST_QUEUE)]] = {}
+    """Of all starts while every queue has work, how many are a queue's. 1 for queues that are not named."""
+    strict: bool = False
+    """Serve queues in their order, the next only when those before are empty. Excludes weights."""
     concurrency: int = Field(default=100, ge=1, le=10_000)
     """Jobs that run at the same time in this process."""
     threads: int = Field(default=20, ge=1, le=1_000)
@@ -42,6 +48,16 @@ class WorkerSettings(_Settings):
     """Given to running jobs at shutdown. Kubernetes kills after 30 s by default."""
     frozen_after: float = Field(default=300.0, gt=0)
     """The heartbeat stops when the event loop has not turned for this long: its jobs go elsewhere."""
+
+    @model_validator(mode="after")
+    def _check_queues(self) -> Self:
+        if len(set(self.queues)) < len(self.queues):
+            raise ValueError("a queue is named twice")
+        if strangers := self.weights.keys() - set(self.queues):
+            raise ValueError(f"weights for queues that are not served: {', '.join(sorted(strangers))}")
+        if self.strict and self.weights:
+            raise ValueError("weights and strict exclude each other")
+        return self
 
     @property
     def start_margin(self) -> float:

@@ -32,6 +32,7 @@ from .executor import Executor
 from .heartbeat import Heartbeat
 from .owned import Ending, Holding, Owned
 from .settler import BUFFER_LIMIT, Settler
+from .shares import Shares
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,10 @@ class Turns:
         self._is_alone = False
         self._is_fenced = False
         self._told_unknown: set[str] = set()
-        self._first_queue = 0
+        self._shares = Shares(settings.queues, settings.weights, strict=settings.strict)
+        self._bells = {broker.keys(queue).bell.encode(): queue for queue in settings.queues}
+        self._heard: set[str] = set()
+        """Queues whose bell this worker took and that it has not asked since."""
         self._redis_outage = Outage("redis", "worker")
         self._database_outage = Outage("postgresql", "worker")
 
@@ -134,7 +138,7 @@ class Turns:
                 self._settler.release(holding)
 
     async def _fetch(self) -> list[Holding]:
-        """Own up to as many entries as there are free slots: adopted ones first, then from each queue in turn."""
+        """Own up to as many entries as there are free slots: adopted ones first, then each queue's share."""
         if self._suspects:
             return []
         room = self._room()
@@ -143,22 +147,27 @@ class Turns:
             self._settler.release(self._adopted.popleft())
         if not self._may_fetch():
             return taken
-        queues = self._settings.queues
-        self._first_queue += 1
-        for at in range(len(queues)):
-            if len(taken) < room:
-                taken += await self._fetch_from(queues[(self._first_queue + at) % len(queues)], room - len(taken))
+        self._shares.begin(time.monotonic())
+        while portions := self._shares.split(room - len(taken)):
+            for queue, count in portions:
+                taken += await self._fetch_from(queue, count)
+        for queue in list(self._heard):
+            # Others filled all slots: its bell is to wake another worker, which may have some to spare.
+            await self._fetch_from(queue, 0)
         self._redis_outage.end()
         return taken
 
     async def _fetch_from(self, queue: str, count: int) -> list[Holding]:
         # Crash here, or no answer: the entries are in the working list, and are adopted or swept.
         fetched = await self._broker.fetch(queue, self._worker, count)
+        self._heard.discard(queue)
+        entries, left = (fetched.entries, fetched.left) if fetched is not None else ([], 0)
+        self._shares.note(queue, count, len(entries), left, time.monotonic())
         if fetched is None:
             self._note_fenced()
             return []
         self._is_fenced = False
-        return await self._own(queue, fetched.entries)
+        return await self._own(queue, entries)
 
     async def _own(self, queue: str, raws: list[bytes]) -> list[Holding]:
         """Own what is well formed and not owned yet; drop garbage."""
@@ -263,16 +272,18 @@ class Turns:
 
     async def _listen(self) -> None:
         """Block on the bell, never on a queue: a cancelled blocking move loses its entry (MUST)."""
-        bells = [self._broker.keys(queue).bell for queue in self._settings.queues]
         if self._orders.woken.is_set():
             self._orders.woken.clear()
             return
-        ring = asyncio.ensure_future(self._broker.client.blpop(bells, timeout=_BELL_S))
+        ring = asyncio.ensure_future(self._broker.client.blpop(list(self._bells), timeout=_BELL_S))
         woken = asyncio.ensure_future(self._orders.woken.wait())
+        # Interrupted, it may have taken any bell without telling.
+        self._heard = set(self._bells.values())
         try:
             await asyncio.wait({ring, woken}, timeout=_BELL_S + 2, return_when=asyncio.FIRST_COMPLETED)
             if ring.done():
-                ring.result()
+                rung = ring.result()
+                self._heard = {self._bells[rung[0]]} if rung is not None else set()
         finally:
             await _cancelled(ring, woken)
 
