@@ -15,7 +15,6 @@ from ..app import JobQ
 from ..errors import ConfigurationError
 from ..relay.leadership import Relay
 from ..settings import RelaySettings, WakeUpBy, WorkerSettings
-from ..task import QUEUE_NAME
 from ..worker.worker import Worker
 from .options import (
     app_argument,
@@ -26,6 +25,7 @@ from .options import (
     redis_url_option,
     schema_option,
 )
+from .queues import Queues, queues_options
 from .serving import end_with, serve_relay, serve_worker
 from .stores import find_stores
 
@@ -53,26 +53,6 @@ def _setting(flag: str, *flags: str, default: float | None, **options: Any) -> C
         show_default=shown or False,
         **options,
     )
-
-
-def _parse_queues(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    names = [name.strip() for value in values for name in value.split(",") if name.strip()]
-    for name in names:
-        if ":" in name:
-            raise click.BadParameter(f"{name!r}: weights come in a later release; name the queue alone", ctx, param)
-        if not QUEUE_NAME.fullmatch(name):
-            raise click.BadParameter(f"{name!r} is no queue: 1 to 64 of a-z, 0-9, underscore, dot, hyphen", ctx, param)
-    return tuple(dict.fromkeys(names))
-
-
-def _queues_from_pyproject() -> list[str]:
-    found = from_pyproject("queues")()
-    return [found] if isinstance(found, str) else list(found or ())
-
-
-def _refuse_strict(ctx: click.Context, param: click.Parameter, is_given: bool) -> None:
-    if is_given:
-        raise click.UsageError("--strict comes with weights, in a later release: queues are served in turn for now")
 
 
 def _lease_options(command: Command) -> Command:
@@ -105,19 +85,7 @@ def _beat_of(lease: float, beat: float | None) -> float:
 def _worker_options(command: Callable[..., T]) -> Callable[..., T]:
     """The options of a worker, passed on as `make_settings`, which wants the application."""
 
-    @click.option(
-        "-q",
-        "--queues",
-        multiple=True,
-        metavar="NAME[,NAME]",
-        envvar="JOBQ_QUEUES",
-        show_envvar=True,
-        default=_queues_from_pyproject,
-        show_default=False,
-        callback=_parse_queues,
-        help="Serve these queues (default: all that APP's tasks name). May be repeated.",
-    )
-    @click.option("--strict", is_flag=True, hidden=True, expose_value=False, callback=_refuse_strict)
+    @queues_options
     @_setting(
         "--concurrency",
         "-c",
@@ -142,7 +110,8 @@ def _worker_options(command: Callable[..., T]) -> Callable[..., T]:
     )
     @functools.wraps(command)
     def with_worker(
-        queues: tuple[str, ...],
+        queues: Queues,
+        strict: bool,
         concurrency: int,
         threads: int,
         grace: float,
@@ -153,9 +122,15 @@ def _worker_options(command: Callable[..., T]) -> Callable[..., T]:
         beat_s = _beat_of(lease, beat)
 
         def make_settings(jobs: JobQ) -> WorkerSettings:
-            served = queues or tuple(sorted({task.queue for task in jobs.tasks.values()}))
             return WorkerSettings(
-                queues=served, concurrency=concurrency, threads=threads, grace=grace, lease=lease, beat=beat_s
+                queues=tuple(queues or sorted({task.queue for task in jobs.tasks.values()})),
+                weights={name: weight for name, weight in queues.items() if weight is not None},
+                strict=strict,
+                concurrency=concurrency,
+                threads=threads,
+                grace=grace,
+                lease=lease,
+                beat=beat_s,
             )
 
         return command(make_settings=make_settings, beat=beat_s, **options)
@@ -244,7 +219,8 @@ def worker(
     \b
     Examples:
       jobq worker shop.jobs:jobs
-      jobq worker shop.jobs:jobs -q mail -q default -c 50
+      jobq worker shop.jobs:jobs -q mail:5,default:3 -c 50
+      jobq worker shop.jobs:jobs -q urgent,default --strict
     """
     jobs = open_app(app, database_url=database_url, redis_url=redis_url, schema=schema)
     serving = _make_worker(app, jobs, make_settings)

@@ -127,7 +127,7 @@ class Worker:
         stack.callback(self.heartbeat.stop)
         self.heartbeat.start()
         self._warn_of_small_pool()
-        fields = {"worker": self.name, "queues": ",".join(settings.queues), "slots": settings.concurrency}
+        fields = {"worker": self.name, "queues": _served(settings), "slots": settings.concurrency}
         log.info("worker ready", extra={"fields": fields})
 
     def _make_heartbeat(self) -> Heartbeat:
@@ -217,6 +217,13 @@ class Worker:
         if limit is not None and limit < self.settings.concurrency:
             fields = {"pool": limit, "concurrency": self.settings.concurrency}
             log.warning("more slots than database connections for ctx.complete()", extra={"fields": fields})
+
+
+def _served(settings: WorkerSettings) -> str:
+    """The queues as the command line takes them."""
+    weights = settings.weights
+    names = [f"{queue}:{weights[queue]}" if queue in weights else queue for queue in settings.queues]
+    return ",".join(names) + (" --strict" if settings.strict else "")
 
 
 def _tell(

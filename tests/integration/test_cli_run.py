@@ -134,8 +134,10 @@ async def test_a_relay_needs_no_application_and_stops_at_sigterm(start, db, data
 async def test_a_worker_serves_the_queues_it_is_given(start):
     with start("worker", "shop:jobs", "-q", "mail,news", "-q", "mail", "-c", "7") as process:
         await process.says("queues=mail,news slots=7")
-    with start("worker", "shop:jobs", JOBQ_QUEUES="news, mail", JOBQ_CONCURRENCY="3") as process:
-        await process.says("queues=news,mail slots=3")
+    with start("worker", "shop:jobs", JOBQ_QUEUES="news:2, mail", JOBQ_CONCURRENCY="3") as process:
+        await process.says("queues=news:2,mail slots=3")
+    with start("worker", "shop:jobs", "-q", "news,mail", "--strict") as process:
+        await process.says('queues="news,mail --strict" slots=100')
 
 
 async def test_settings_come_from_pyproject_last(start, tmp_path):
@@ -297,9 +299,8 @@ async def test_an_application_that_cannot_be_served_is_refused(start, tmp_path):
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["-q", "mail:5"], "'mail:5': weights come in a later release; name the queue alone"),
         (["-q", "Mail"], "'Mail' is no queue"),
-        (["--strict"], "--strict comes with weights, in a later release"),
+        (["--strict"], "--strict serves queues in the order of -q"),
         (["--lease", "4", "--beat", "2"], "--beat 2 is too long for --lease 4: a third of it at most"),
         (["-c", "0"], "0 is not in the range"),
     ],
