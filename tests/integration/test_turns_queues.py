@@ -9,10 +9,11 @@ from itertools import pairwise
 import pytest
 
 from jobq import Task
+from jobq.broker.scripts import ADOPT_TOKEN
 from jobq.settings import WorkerSettings
 from jobq.worker import turns as turns_module
 from jobq.worker.worker import Worker
-from tests.builders import Bench, Gate, running, settled, started, turn
+from tests.builders import Bench, Gate, entry_of, running, settled, started, turn
 from tests.waiting import until
 
 WEIGHTS = {"a": 5, "b": 3, "c": 1}
@@ -198,10 +199,11 @@ async def test_a_bell_that_a_busy_worker_took_wakes_another_one(bench: Bench, no
     listening = asyncio.create_task(busy.turns.step())
     await until(lambda: is_blocked(bench), "it waits for a bell")
     await fill(bench, note, b=1)
-    await listening
+    await asyncio.wait_for(listening, 10)
+    job_id = await bench.enqueue(note, "a", queue="a")
+    await bench.broker.push("a", [entry_of(await bench.row(job_id))], expected=ADOPT_TOKEN, token="by hand")
     assert await bench.redis.llen(bench.broker.keys("b").bell) == 0, "it took the only ring"
 
-    await fill(bench, note, a=1)
     await turn(busy)
     assert starts == ["a"], "in strict order it had no slot for b"
 
@@ -216,7 +218,7 @@ async def test_a_bell_that_an_interrupted_worker_may_have_taken_is_passed_on(ben
     listening = asyncio.create_task(worker.turns.step())
     await until(lambda: is_blocked(bench), "it waits for a bell")
     worker.orders.wake()
-    await listening
+    await asyncio.wait_for(listening, 10)
     await fill(bench, note, a=1, b=1)
     await bench.redis.delete(bench.broker.keys("b").bell)  # taken by the wait that was interrupted
 
