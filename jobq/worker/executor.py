@@ -56,6 +56,11 @@ class Executor:
         self._state = state
         self._is_stopping = is_stopping
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="jobq task")
+        self._free_threads = asyncio.Semaphore(threads)
+        self.waiting: dict[Holding, Job] = {}
+        """Synchronous jobs that wait for a thread. They hold a slot, and have not started."""
+        self.in_threads: dict[Holding, Job] = {}
+        """Synchronous jobs that run. Nothing can interrupt them."""
 
     async def run(self, holding: Holding, job: Job) -> None:
         """Run a job to one of its ends. Raises nothing."""
@@ -86,12 +91,14 @@ class Executor:
         except Exception as refused:  # noqa: BLE001  also what a validator of the application raises
             return *self._bury(holding, job, "invalid", refused, failed=False), refused
         try:
-            await self._call(holding.run, job, task, limit, arguments)
+            await self._call(holding, holding.run, job, task, limit, arguments)
         except BaseException as raised:  # noqa: BLE001  everything a task raises is an end of the job
             error = _alone(raised)
         return *self._settle(holding, holding.run, job, task, limit, error), error
 
-    async def _call(self, run: Run, job: Job, task: Task[..., Any, Any], limit: int, arguments: dict[str, Any]) -> None:
+    async def _call(
+        self, holding: Holding, run: Run, job: Job, task: Task[..., Any, Any], limit: int, arguments: dict[str, Any]
+    ) -> None:
         call: Callable[[], Any] = partial(task.function, **arguments)
         if task.takes_context:
             context: Context[Any] = Context(
@@ -100,10 +107,34 @@ class Executor:
             call = partial(task.function, context, **arguments)
         if job.headers is not None:
             resume(job.headers)
-        async with asyncio.timeout(job.timeout_s or task.timeout_s):
-            await (call() if task.is_async else self._in_thread(call))
+        timeout_s = job.timeout_s or task.timeout_s
+        if task.is_async:
+            async with asyncio.timeout(timeout_s):
+                await call()
+            return
+        await self._take_thread(holding, job)
+        self.in_threads[holding] = job
+        try:
+            # Its time begins here: what it waited for a thread is not its own doing.
+            async with asyncio.timeout(timeout_s):
+                await self._in_thread(holding, job, call)
+        finally:
+            del self.in_threads[holding]
+            self._free_threads.release()
 
-    async def _in_thread(self, call: Callable[[], Any]) -> None:
+    async def _take_thread(self, holding: Holding, job: Job) -> None:
+        """Wait until a thread is free. A worker that stops meanwhile hands the job back: it has not started."""
+        self.waiting[holding] = job
+        try:
+            await self._free_threads.acquire()
+        except asyncio.CancelledError:
+            if holding.ending is Ending.SHUTDOWN:
+                raise HandBack("the worker stops, and no thread was free") from None
+            raise
+        finally:
+            del self.waiting[holding]
+
+    async def _in_thread(self, holding: Holding, job: Job, call: Callable[[], Any]) -> None:
         """Run a synchronous task. A thread cannot be stopped: a cancelled run keeps its slot until it ends.
 
         If it then ended well it is done, late or not: its work would be done twice by another run.
@@ -116,6 +147,9 @@ class Executor:
             except asyncio.CancelledError:
                 if work.cancel():
                     raise  # no thread had taken it up
+                if holding.ending is None and not future.done():
+                    fields = {"job": str(job.id), "task": job.task}
+                    log.warning("job is over its time, and its thread cannot be interrupted", extra={"fields": fields})
             except Exception:  # noqa: BLE001, S110
                 pass  # raised below, by result()
         future.result()

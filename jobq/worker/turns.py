@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from typing import Any
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _BELL_S = 1.0
 _LOOK_UP_S = 0.25
+_SHORT_OF_THREADS_S = 5.0
 
 
 class Orders:
@@ -102,6 +104,7 @@ class Turns:
         self._bells = {broker.keys(queue).bell.encode(): queue for queue in settings.queues}
         self._heard: set[str] = set()
         """Queues whose bell this worker took and that it has not asked since."""
+        self._short_of_threads_at: float | None = None
         self._redis_outage = Outage("redis", "worker")
         self._database_outage = Outage("postgresql", "worker")
 
@@ -266,9 +269,28 @@ class Turns:
     async def _idle(self, *, has_looked: bool) -> None:
         """Wait for something to do: the bell, the end of a run, or a word from the heartbeat."""
         if not self._may_fetch() or self._is_fenced:
+            self._note_short_threads()
             await self._orders.wait(_LOOK_UP_S)
         elif has_looked:
             await self._listen()
+
+    def _note_short_threads(self) -> None:
+        """Say so once when jobs that wait for a thread have kept asynchronous ones from running for a while."""
+        waiting = len(self._executor.waiting)
+        if not waiting or self._room() > 0 or not any(task.is_async for task in self._app.tasks.values()):
+            self._short_of_threads_at = None
+            return
+        now = time.monotonic()
+        if self._short_of_threads_at is None:
+            self._short_of_threads_at = now + _SHORT_OF_THREADS_S
+        if now >= self._short_of_threads_at:
+            self._short_of_threads_at = math.inf
+            fields = {"waiting": waiting, "threads": self._settings.threads, "slots": self._settings.concurrency}
+            log.warning(
+                "synchronous jobs that wait for a thread fill all slots: raise --threads, or give them a queue and "
+                "workers of their own",
+                extra={"fields": fields},
+            )
 
     async def _listen(self) -> None:
         """Block on the bell, never on a queue: a cancelled blocking move loses its entry (MUST)."""
@@ -311,18 +333,23 @@ class Turns:
                 holding.task.cancel()
 
     def hand_back_unstarted(self) -> None:
-        """Release what has not started."""
+        """Release what has not started, jobs that wait for a thread among it."""
         for holding in [*self._adopted, *self._suspects]:
             self._settler.release(holding)
         self._adopted.clear()
         self._suspects.clear()
+        for holding in self._executor.waiting:
+            self._interrupt(holding)
 
     def cancel_runs(self) -> None:
         """Interrupt what still runs; each settles as interrupted, unless it swallows the cancellation."""
         for holding in self._owned.all():
-            if holding.task is not None and not holding.task.done() and not holding.is_settling:
-                holding.ending = Ending.SHUTDOWN
-                holding.task.cancel()
+            self._interrupt(holding)
+
+    def _interrupt(self, holding: Holding) -> None:
+        if holding.task is not None and not holding.task.done() and not holding.is_settling:
+            holding.ending = Ending.SHUTDOWN
+            holding.task.cancel()
 
     async def wait_for_runs(self, seconds: float, *, even_in_a_hurry: bool = False) -> None:
         """Wait until nothing runs, `seconds` at most, and not at all once there is a hurry."""

@@ -40,6 +40,7 @@ _UNPARK_EVERY_BEATS = 5
 _CANCEL_WAIT_S = 5.0
 _FLUSH_WAIT_S = 10.0
 _TICK_S = 0.25
+_NAMED_JOBS = 20
 _DEREGISTER_TRIES = 3
 """After an outage every pooled connection fails once."""
 
@@ -94,7 +95,7 @@ class Worker:
         state = await stack.enter_async_context(app.lifespan()) if app.lifespan is not None else None
         undertaker = Undertaker(app)
         self.settler = Settler(settle_line, self.broker, app.schema, self.name, self.owned, undertaker)
-        executor = Executor(
+        self.executor = Executor(
             app,
             self.settler,
             self.name,
@@ -102,7 +103,7 @@ class Worker:
             threads=settings.threads,
             is_stopping=self.orders.stopping.is_set,
         )
-        stack.callback(executor.close)
+        stack.callback(self.executor.close)
         self.sweeper = Sweeper(
             sweep_line,
             self.broker,
@@ -120,7 +121,7 @@ class Worker:
             line=read_line,
             owned=self.owned,
             settler=self.settler,
-            executor=executor,
+            executor=self.executor,
             orders=self.orders,
         )
         self.heartbeat = self.turns.heartbeat = self._make_heartbeat()
@@ -181,7 +182,9 @@ class Worker:
         """Hand back, wait, cancel, flush, deregister: in this order nothing is lost and little runs twice."""
         log.info("worker draining", extra={"fields": {"worker": self.name, "running": len(self.turns.runs)}})
         self.turns.hand_back_unstarted()
+        self._tell_of_threads(logging.INFO, "waiting for synchronous jobs that cannot be interrupted")
         await self.turns.wait_for_runs(self.settings.grace)
+        self._tell_of_threads(logging.WARNING, "synchronous jobs outlast the grace, and cannot be interrupted")
         self.turns.cancel_runs()
         await self.turns.wait_for_runs(_CANCEL_WAIT_S, even_in_a_hurry=True)
         await self._flush()
@@ -195,6 +198,12 @@ class Worker:
         fields = {"worker": self.name, "left": left}
         log.log(logging.WARNING if left else logging.INFO, "worker stopped", extra={"fields": fields})
         return EXIT_LEFT_BEHIND if left else 0
+
+    def _tell_of_threads(self, level: int, phrase: str) -> None:
+        """Name the jobs that keep the worker from stopping. Those that do not end in time are left to a sweeper."""
+        jobs = [f"{job.task} {job.id}" for job in self.executor.in_threads.values()]
+        if jobs:
+            log.log(level, phrase, extra={"fields": {"count": len(jobs), "jobs": jobs[:_NAMED_JOBS]}})
 
     async def _flush(self) -> None:
         with anyio.move_on_after(_FLUSH_WAIT_S):

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 import threading
+import time
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -17,8 +18,10 @@ import pytest
 from pydantic import BeforeValidator
 
 from jobq import Context, Reject, Retry, RetryPolicy, Snooze
+from jobq.model import Entry
 from jobq.retry import LONGEST_DELAY_S
 from jobq.settings import ERROR_LIMIT
+from jobq.worker import turns as turns_module
 from tests.builders import Bench, Gate, settled, started, turn
 from tests.waiting import until
 
@@ -480,7 +483,9 @@ async def test_no_more_threads_run_than_allowed(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["ends well", "raises"])
-async def test_a_thread_that_overruns_its_time_keeps_its_slot_and_ends_as_it_ends(bench: Bench, fails: bool) -> None:
+async def test_a_thread_that_overruns_its_time_keeps_its_slot_and_ends_as_it_ends(
+    bench: Bench, caplog: pytest.LogCaptureFixture, fails: bool
+) -> None:
     release = threading.Event()
 
     @bench.app.task(timeout=0.02)
@@ -494,7 +499,9 @@ async def test_a_thread_that_overruns_its_time_keeps_its_slot_and_ends_as_it_end
     await started(worker)
     (run,) = worker.turns.runs
     await until(lambda: run.cancelling() > 0, "its time was over")
+    await until(lambda: "its thread cannot be interrupted" in caplog.text, "the log said so")
     assert not run.done()
+    assert len(worker.owned.listed("default")) == 1
 
     release.set()
     await until(lambda: not worker.turns.runs, "the run ended")
@@ -505,7 +512,7 @@ async def test_a_thread_that_overruns_its_time_keeps_its_slot_and_ends_as_it_end
     assert end == ((1, "ValueError") if fails else None)
 
 
-async def test_a_synchronous_task_that_waits_for_a_thread_is_given_up_at_once(bench: Bench) -> None:
+async def test_waiting_for_a_thread_keeps_the_slot_and_the_lease_and_uses_up_no_time(bench: Bench) -> None:
     release = threading.Event()
     runs: list[int] = []
 
@@ -513,22 +520,111 @@ async def test_a_synchronous_task_that_waits_for_a_thread_is_given_up_at_once(be
     def hold() -> None:
         release.wait(10)
 
-    @bench.app.task(timeout=0.02)
+    @bench.app.task(timeout=5)
     def note() -> None:
         runs.append(1)
 
     worker = await bench.worker(threads=1)
     await bench.commit_and_relay(hold)
     await started(worker)
-    late = await bench.commit_and_relay(note)
+    late = await bench.commit_and_relay(note, timeout=0.05)
     await started(worker)
-    await until(lambda: len(worker.turns.runs) == 1, "the one without a thread was given up")
+    began = time.monotonic()
+    await until(lambda: time.monotonic() > began + 0.2, "it has waited for longer than its time")
+
+    assert len(worker.turns.runs) == 2
+    assert len(worker.owned.listed("default")) == 2
     release.set()
-    await until(lambda: not worker.turns.runs, "the other one ended")
+    await until(lambda: not worker.turns.runs, "both ended")
+    await settled(worker)
+    assert runs == [1]
+    assert await bench.row(late) is None
+
+
+async def test_asynchronous_jobs_run_while_synchronous_ones_wait_for_a_thread(bench: Bench) -> None:
+    release = threading.Event()
+    runs: list[int] = []
+
+    @bench.app.task
+    def hold() -> None:
+        release.wait(10)
+
+    @bench.app.task
+    async def note() -> None:
+        runs.append(1)
+
+    worker = await bench.worker(threads=1, concurrency=4)
+    for _ in range(3):
+        await bench.enqueue(hold)
+    await bench.enqueue(note)
+    await bench.relay()
+
+    await started(worker)
+    await until(lambda: runs == [1], "the asynchronous one ran")
+
+    assert len(worker.turns.runs) == 3
+    release.set()
+    await until(lambda: not worker.turns.runs, "all ended")
     await settled(worker)
 
-    assert runs == []
-    assert (await bench.row(late))["error_type"] == "TimeoutError"  # type: ignore[index]
+
+async def test_a_job_that_moves_on_while_it_waits_for_a_thread_does_not_run(bench: Bench) -> None:
+    release = threading.Event()
+    runs: list[str] = []
+
+    @bench.app.task
+    def hold(name: str) -> None:
+        runs.append(name)
+        release.wait(10)
+
+    worker = await bench.worker(threads=1)
+    await bench.commit_and_relay(hold, "first")
+    await started(worker)
+    moved = await bench.commit_and_relay(hold, "second")
+    await started(worker)
+    await until(lambda: worker.executor.waiting, "the second one waits")
+    await bench.db.execute("UPDATE jobq.outbox SET generation = 2 WHERE id = $1", moved)
+
+    await worker.turns.lose("default", [Entry.of(moved, 1, 2).raw])
+    await until(lambda: len(worker.turns.runs) == 1, "it waits no more")
+    release.set()
+    await until(lambda: not worker.turns.runs, "the first one ended")
+    await settled(worker)
+
+    assert runs == ["first"]
+    assert (await bench.row(moved))["attempts"] == 0  # type: ignore[index]
+    assert len(worker.owned) == 0
+
+
+@pytest.mark.parametrize("is_mixed", [True, False], ids=["with asynchronous tasks", "alone"])
+async def test_a_worker_whose_slots_all_wait_for_threads_says_so_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, is_mixed: bool
+) -> None:
+    monkeypatch.setattr(turns_module, "_SHORT_OF_THREADS_S", 0.0)
+    release = threading.Event()
+
+    @bench.app.task
+    def hold() -> None:
+        release.wait(10)
+
+    if is_mixed:
+
+        @bench.app.task
+        async def other() -> None: ...
+
+    worker = await bench.worker(threads=1, concurrency=3)
+    for _ in range(3):
+        await bench.enqueue(hold)
+    await bench.relay()
+    await started(worker)
+    for _ in range(3):
+        await started(worker)
+    release.set()
+    await until(lambda: not worker.turns.runs, "all ended")
+    await settled(worker)
+
+    said = [r.fields for r in caplog.records if r.message.startswith("synchronous jobs that wait")]  # type: ignore[attr-defined]
+    assert said == ([{"waiting": 2, "threads": 1, "slots": 3}] if is_mixed else [])
 
 
 async def test_a_synchronous_task_sees_the_context_variables_of_its_run(bench: Bench) -> None:

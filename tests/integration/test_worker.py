@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -378,8 +379,12 @@ async def test_a_task_that_swallows_its_cancellation_keeps_its_entry_and_the_exi
     await until(lambda: not worker.turns.runs, "the task ended")
 
 
-async def test_a_thread_that_does_not_end_keeps_its_entry(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hurry", [False, True], ids=["grace is over", "second signal"])
+async def test_a_thread_that_does_not_end_is_named_and_keeps_its_entry(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hurry: bool
+) -> None:
     monkeypatch.setattr(worker_module, "_CANCEL_WAIT_S", 0.2)
+    caplog.set_level(logging.INFO)
     release, arrived = threading.Event(), threading.Event()
 
     @bench.app.task
@@ -387,15 +392,53 @@ async def test_a_thread_that_does_not_end_keeps_its_entry(bench: Bench, monkeypa
         arrived.set()
         release.wait(10)
 
-    worker = a_worker(bench, grace=0)
+    worker = a_worker(bench, grace=3600 if hurry else 0)
     async with running(worker) as run:
-        await bench.commit_and_relay(stubborn)
+        job_id = await bench.commit_and_relay(stubborn)
         await until(arrived.is_set, "the thread runs")
-        assert await stop(worker, run) == EXIT_LEFT_BEHIND
+        assert await stop(worker, run, hurry=hurry) == EXIT_LEFT_BEHIND
 
     assert len(await bench.working(worker)) == 1
+    assert (await bench.row(job_id))["attempts"] == 0  # type: ignore[index]
+    told = [(r.levelname, r.message, r.fields) for r in caplog.records if "interrupted" in r.message]  # type: ignore[attr-defined]
+    fields = {"count": 1, "jobs": [f"stubborn {job_id}"]}
+    assert told == [
+        ("INFO", "waiting for synchronous jobs that cannot be interrupted", fields),
+        ("WARNING", "synchronous jobs outlast the grace, and cannot be interrupted", fields),
+    ]
     release.set()
     await until(lambda: not worker.turns.runs, "the task ended")
+
+
+async def test_jobs_that_wait_for_a_thread_go_back_unrun_as_soon_as_the_worker_stops(bench: Bench) -> None:
+    release = threading.Event()
+    runs: list[int] = []
+
+    @bench.app.task
+    def hold(number: int) -> None:
+        runs.append(number)
+        release.wait(10)
+
+    worker = a_worker(bench, grace=3600, threads=1)
+    async with running(worker) as run:
+        job_ids = [await bench.enqueue(hold, number) for number in range(3)]
+        await bench.relay()
+        await until(lambda: len(worker.executor.waiting) == 2, "two wait for a thread")
+        worker.orders.stopping.set()
+        worker.orders.wake()
+
+        async def are_back() -> bool:
+            return len(await bench.ready()) == 2
+
+        await until(are_back, "they went back while the thread still runs")
+        assert not run.done()
+        release.set()
+        assert await asyncio.wait_for(run, 10) == 0
+
+    assert runs == [0]
+    assert [raw[:32].decode() for raw in await bench.ready()] == [job_id.hex for job_id in job_ids[1:]]
+    rows = [await bench.row(job_id) for job_id in job_ids[1:]]
+    assert [(row["generation"], row["attempts"]) for row in rows] == [(1, 0)] * 2  # type: ignore[index]
 
 
 async def test_completions_are_flushed_before_the_end(bench: Bench) -> None:
