@@ -198,10 +198,15 @@ class Task(Generic[Q, P, T]):
 
     @cached_property
     def takes_context(self) -> bool:
-        """Whether the first parameter is annotated `Context`."""
-        first = next(iter(self._signature.parameters), None)
-        hint = self._hints.get(first) if first is not None else None
-        return hint is Context or typing.get_origin(hint) is Context
+        """Whether the first parameter is annotated `Context`. Raises ConfigurationError if another one is."""
+        contexts = [name for name, hint in self._hints.items() if hint is Context or typing.get_origin(hint) is Context]
+        first = next(iter(self._signature.parameters.values()), None)
+        if contexts and (first is None or contexts != [first.name] or first.kind is first.KEYWORD_ONLY):
+            raise ConfigurationError(
+                f"task {self.name!r}: parameter {contexts[-1]!r} is a Context, which must be the first parameter and "
+                f"not keyword-only: def {self.__name__}({contexts[-1]}: Context, ...)"
+            )
+        return bool(contexts)
 
     @cached_property
     def _hints(self) -> dict[str, Any]:

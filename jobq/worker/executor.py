@@ -232,14 +232,20 @@ def _called(call: Callable[[], Any]) -> None:
 
 
 def _alone(error: BaseException) -> BaseException:
-    """An error; of those that steps side by side raised together, the one that says how the job ends."""
+    """An error; of those that came out of a task group together, the one that says how the job ends.
+
+    An outcome of the task's own says so only when it is alone there.
+    """
     if not isinstance(error, BaseExceptionGroup):
         return error
     for kind in (AlreadyDone, InvalidResult, HandBack):
         ours, others = error.split(kind)
         if ours is not None and (kind is not HandBack or others is None):
             return _first(ours)
-    return error
+    alone: BaseException = error
+    while isinstance(alone, BaseExceptionGroup) and len(alone.exceptions) == 1:
+        alone = alone.exceptions[0]
+    return alone if isinstance(alone, (Retry, Reject, Snooze)) else error
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -159,6 +159,71 @@ async def test_snooze_uses_no_attempt(bench: Bench) -> None:
     assert about(row, MINUTE)
 
 
+@pytest.mark.parametrize("depth", [1, 3])
+async def test_an_outcome_that_comes_alone_out_of_task_groups_counts_as_itself(bench: Bench, depth: int) -> None:
+    async def raise_within(groups: int, error: Exception) -> None:
+        if not groups:
+            raise error
+        async with asyncio.TaskGroup() as group:
+            group.create_task(raise_within(groups - 1, error))
+            group.create_task(asyncio.Event().wait())
+
+    @bench.app.task
+    async def end(how: str) -> None:
+        ends = {"snooze": Snooze(60), "retry": Retry(delay=60), "reject": Reject("no such address")}
+        await raise_within(depth, ends[how])
+
+    worker = await bench.worker()
+    snoozed, retried, rejected = [await bench.enqueue(end, how) for how in ("snooze", "retry", "reject")]
+    await bench.relay()
+    await turn(worker)
+
+    rows = [await bench.row(job_id) for job_id in (snoozed, retried)]
+    assert [row["attempts"] for row in rows] == [0, 1]  # type: ignore[index]
+    assert all(about(row, MINUTE) for row in rows)
+    assert rows[1]["error_type"] == "Retry"  # type: ignore[index]
+    dead = await bench.dead(rejected)
+    assert dead is not None
+    assert (dead["reason"], dead["last_error"]) == ("rejected", "jobq.outcomes.Reject: no such address")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ExceptionGroup("two", [Snooze(60), ValueError("a fault beside it")]),
+        ExceptionGroup("two", [ExceptionGroup("one", [Snooze(60)]), Reject("no")]),
+        ExceptionGroup("one", [ValueError("no outcome")]),
+    ],
+    ids=["beside a fault", "two outcomes", "a fault alone"],
+)
+async def test_any_other_group_is_a_failure(bench: Bench, error: Exception) -> None:
+    _, row = await run_raising(bench, error, retry=RetryPolicy(delay=lambda attempt, error: 60))
+
+    assert (row["attempts"], row["error_type"]) == (1, "ExceptionGroup")
+
+
+async def test_a_completion_that_came_too_late_is_no_failure_inside_a_task_group(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def finish(ctx: Context) -> None:
+        async with ctx.complete():
+            pass
+
+    @bench.app.task
+    async def book(ctx: Context) -> None:
+        await bench.db.execute("DELETE FROM jobq.outbox")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(finish(ctx))
+
+    worker = await bench.worker()
+    await bench.commit_and_relay(book)
+    await turn(worker)
+
+    assert [r.getMessage() for r in caplog.records if r.name == "jobq.worker.attempt"] == ["job already done"]
+
+
 @pytest.mark.parametrize("error", [Retry(delay=1e300), Snooze(1e300)], ids=["retry", "snooze"])
 async def test_a_delay_beyond_the_calendar_is_cut_and_holds_up_nobody(bench: Bench, error: Exception) -> None:
     _, row = await run_raising(bench, error)

@@ -222,11 +222,25 @@ def test_other_first_parameters_are_arguments(function, args):
     assert list(json.loads(task.job(*args).args).values()) == list(args)
 
 
-def test_a_context_anywhere_else_is_a_configuration_error():
-    def late(n: int, ctx: Context) -> None: ...
+async def context_late(n: int, ctx: Context) -> None: ...
+async def context_by_keyword(n: int, *, ctx: Context[Any]) -> None: ...
+async def context_first_by_keyword(*, ctx: Context, n: int) -> None: ...
+async def context_twice(first: Context, ctx: Context, n: int) -> None: ...
 
-    with pytest.raises(ConfigurationError, match="late"):
-        task_of(late).job(1, 2)
+
+@pytest.mark.parametrize("function", [context_late, context_by_keyword, context_first_by_keyword, context_twice])
+def test_a_context_anywhere_else_is_a_configuration_error(function):
+    jobs = JobQ()
+    jobs.task(function)
+
+    with pytest.raises(ConfigurationError) as refused:
+        jobs.check()
+
+    name = function.__name__
+    assert str(refused.value) == (
+        f"task {name!r}: parameter 'ctx' is a Context, which must be the first parameter and not keyword-only: "
+        f"def {name}(ctx: Context, ...)"
+    )
 
 
 def test_giving_ctx_to_job_is_refused():
