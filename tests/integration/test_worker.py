@@ -421,6 +421,7 @@ async def test_jobs_that_wait_for_a_thread_go_back_unrun_as_soon_as_the_worker_s
 
     worker = a_worker(bench, grace=3600, threads=1)
     async with running(worker) as run:
+        await is_ready(bench, worker)
         job_ids = [await bench.enqueue(hold, number) for number in range(3)]
         await bench.relay()
         await until(lambda: len(worker.executor.waiting) == 2, "two wait for a thread")
