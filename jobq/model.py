@@ -5,6 +5,7 @@ Invariant: an `Entry` that exists is well formed; what Redis holds beside that p
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +17,7 @@ if sys.version_info >= (3, 14):
 else:
     from uuid_utils.compat import uuid7 as new_job_id
 
-__all__ = ["PRIORITIES", "DeadJob", "Enqueued", "Entry", "Intent", "Job", "new_job_id"]
+__all__ = ["PRIORITIES", "DeadJob", "Enqueued", "Entry", "Intent", "Job", "described", "new_job_id"]
 
 PRIORITIES = (1, 2, 3, 4)
 """1 is fetched first; 2 is the default."""
@@ -94,7 +95,7 @@ class DeadJob:
     error: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Intent:
     """One job to be enqueued: a call of a task, with its options settled and its arguments checked."""
 
@@ -109,6 +110,32 @@ class Intent:
     idempotency_key: str | None = None
     idempotency_ttl_s: float = 86_400.0
     headers: str | None = None  # JSON
+
+    def __repr__(self) -> str:
+        return described(
+            self.task,
+            self.args,
+            queue=self.queue,
+            priority=self.priority,
+            delay=self.delay_s,
+            run_at=self.run_at,
+            max_attempts=self.max_attempts,
+            timeout=self.timeout_s,
+            idempotency_key=self.idempotency_key,
+            headers=None if self.headers is None else json.loads(self.headers),
+        )
+
+
+def described(task: str, args: str, **options: object) -> str:
+    """Write a job as the code that makes one: `mail.opts(priority=1).job(order_id=7)`. For people who test."""
+    usual = {"queue": "default", "priority": 2}
+    chosen = {name: value for name, value in options.items() if value is not None and usual.get(name) != value}
+    opts = f".opts({_named(chosen)})" if chosen else ""
+    return f"{task}{opts}.job({_named(json.loads(args))})"
+
+
+def _named(values: dict[str, object]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 class Enqueued(NamedTuple):

@@ -6,14 +6,13 @@ tables asks for `database_url` instead. Folders take the fixtures into their con
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
-from jobq import embedded
-from tests.conftest import OwnServers, _database
+from jobq.testing.servers import ServerUrls, database
 
 _CLEAN = """
     SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
@@ -28,10 +27,8 @@ _CLEAN = """
 
 
 @pytest.fixture(scope="session")
-async def shared_database(
-    servers: embedded.Servers | OwnServers, template_database: str, anyio_backend: str
-) -> AsyncIterator[str]:
-    async with _database(servers.database_url, f"jobq_shared_{uuid4().hex}", template_database) as url:
+def shared_database(servers: ServerUrls, template_database: str) -> Iterator[str]:
+    with database(servers.database_url, f"jobq_shared_{uuid4().hex}", template_database) as url:
         yield url
 
 

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-import asyncpg
-
 from ..app import JobQ
 from ..model import DeadJob
 from ..outbox import settle
 from ..outbox.database import is_unavailable
 from ..outbox.settle import Burial
+from ..outbox.statement import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ class Undertaker:
     def __init__(self, app: JobQ):
         self._app = app
 
-    async def bury(self, connection: asyncpg.Connection, ends: Sequence[Burial]) -> set[UUID]:
+    async def bury(self, connection: Transaction, ends: Sequence[Burial]) -> set[UUID]:
         """Move jobs to the dead; returns those that went. Raises what says that PostgreSQL is away."""
         if not self._app.dead_hooks:
             return {dead.id for dead in await settle.bury(connection, self._app.schema, ends)}
@@ -53,7 +52,7 @@ class Undertaker:
                 buried |= {dead.id for dead in await settle.bury(connection, self._app.schema, [end])}
         return buried
 
-    async def _bury_with_hooks(self, connection: asyncpg.Connection, end: Burial) -> set[UUID]:
+    async def _bury_with_hooks(self, connection: Transaction, end: Burial) -> set[UUID]:
         async with self._app.database.sessions.begin() as session:
             found = await settle.bury(session, self._app.schema, [end])
             for dead in found:

@@ -4,7 +4,7 @@
 2. calls the task with a context, within its time;
 3. turns whatever comes of it into one end - complete, reschedule, bury, ack or release - and one record.
 
-Called by worker. Calls the application's tasks, settler and attempt.
+Called by worker and testing. Calls the application's tasks, settler and attempt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from ..app import JobQ
 from ..context import Completion, Context, HandBack, Run
@@ -32,9 +32,18 @@ from ..task import Task
 from ..tracing import resume
 from .attempt import Attempt, log_attempt
 from .owned import Ending, Holding
-from .settler import Settler
 
 log = logging.getLogger(__name__)
+
+
+class Ends(Protocol):
+    """Where runs end: the worker's settler, or the one of jobq.testing."""
+
+    def complete(self, holding: Holding) -> None: ...
+    def reschedule(self, holding: Holding, end: Reschedule) -> None: ...
+    def bury(self, holding: Holding, end: Burial) -> None: ...
+    def ack(self, holding: Holding) -> None: ...
+    def release(self, holding: Holding) -> None: ...
 
 
 class Executor:
@@ -43,7 +52,7 @@ class Executor:
     def __init__(
         self,
         app: JobQ,
-        settler: Settler,
+        settler: Ends,
         worker: str,
         *,
         state: Any,
@@ -62,14 +71,16 @@ class Executor:
         self.in_threads: dict[Holding, Job] = {}
         """Synchronous jobs that run. Nothing can interrupt them."""
 
-    async def run(self, holding: Holding, job: Job) -> None:
-        """Run a job to one of its ends. Raises nothing."""
+    async def run(self, holding: Holding, job: Job) -> Attempt | None:
+        """Run a job to one of its ends. Raises nothing. Returns the record, unless the run itself broke off."""
         task = self._app.tasks[job.task]
         limit = job.max_attempts or task.retry.max_attempts
         started = time.monotonic()
         try:
             outcome, delay_s, error = await self._run(holding, job, task, limit)
-            log_attempt(Attempt(job, outcome, time.monotonic() - started, limit, error, delay_s))
+            attempt = Attempt(job, outcome, time.monotonic() - started, limit, error, delay_s)
+            log_attempt(attempt)
+            return attempt
         except Exception as fault:
             # Neither the task's nor the policy's: but a run without an end would be adopted and run again for ever.
             log.exception("run broke off", extra={"fields": {"job": str(job.id), "task": job.task}})
@@ -77,6 +88,7 @@ class Executor:
                 delay_s = default_delay(job.attempts + 1, fault)
                 end = Reschedule(job.id, job.generation, delay_s, failed=True, **_told(fault))
                 self._settler.reschedule(holding, end)
+            return None
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from ..context import Run
 from ..model import Entry
 from ..outbox.settle import RunKey
+from .attempt import Attempt
 
 
 class Ending(enum.Enum):
@@ -31,7 +32,7 @@ class Holding:
     def __init__(self, queue: str, entry: Entry):
         self.queue = queue
         self.entry = entry
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Attempt | None] | None = None
         self.run: Run | None = None
         self.ending: Ending | None = None
         self.is_settling = False

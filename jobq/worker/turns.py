@@ -29,6 +29,7 @@ from ..outbox import settle
 from ..outbox.database import is_unavailable
 from ..outbox.line import Line
 from ..settings import CRASHES_BEFORE_ALONE, WorkerSettings
+from .attempt import Attempt
 from .executor import Executor
 from .heartbeat import Heartbeat
 from .owned import Ending, Holding, Owned
@@ -94,7 +95,7 @@ class Turns:
         self._executor = executor
         self._orders = orders
         self.heartbeat: Heartbeat | None = None
-        self.runs: set[asyncio.Task[None]] = set()
+        self.runs: set[asyncio.Task[Attempt | None]] = set()
         self._adopted: deque[Holding] = deque()
         self._suspects: deque[Holding] = deque()
         self._is_alone = False
@@ -253,7 +254,7 @@ class Turns:
         self.runs.add(task)
         task.add_done_callback(self._end_run)
 
-    def _end_run(self, task: asyncio.Task[None]) -> None:
+    def _end_run(self, task: asyncio.Task[Attempt | None]) -> None:
         self.runs.discard(task)
         self._is_alone = False
         self._orders.woken.set()

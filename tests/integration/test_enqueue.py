@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from jobq import ConfigurationError, Context, Enqueued, InvalidArguments, JobQ, NotInTransaction, migrate
 from jobq.settings import ARGS_LIMIT
-from tests.conftest import _database as create_database
+from jobq.testing.servers import database as create_database
 from tests.enqueuing import (
     OPENERS,
     asyncpg_connection,
@@ -44,7 +44,7 @@ SECRET = "hunter2"
 
 @pytest.fixture(scope="module")
 async def module_database(servers: Any, template_database: str, anyio_backend: str) -> AsyncIterator[str]:
-    async with create_database(servers.database_url, f"jobq_test_{uuid4().hex}", template_database) as url:
+    with create_database(servers.database_url, f"jobq_test_{uuid4().hex}", template_database) as url:
         yield url
 
 

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from jobq import Enqueued, Intent, InvalidArguments, JobQ
 from jobq.outbox import enqueue as module
 from jobq.settings import ARGS_LIMIT
-from tests.conftest import _database as create_database
+from jobq.testing.servers import database as create_database
 from tests.enqueuing import (
     OPENERS,
     asyncpg_connection,
@@ -36,7 +36,7 @@ jobs = JobQ()
 
 @pytest.fixture(scope="module")
 async def module_database(servers: Any, template_database: str, anyio_backend: str) -> AsyncIterator[str]:
-    async with create_database(servers.database_url, f"jobq_test_{uuid4().hex}", template_database) as url:
+    with create_database(servers.database_url, f"jobq_test_{uuid4().hex}", template_database) as url:
         yield url
 
 
