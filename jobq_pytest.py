@@ -17,7 +17,6 @@ import pytest
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from jobq import JobQ
     from jobq.testing import Crashes
     from jobq.testing.servers import Prepare, ServerUrls, Templates
 
@@ -79,11 +78,13 @@ def jobq_redis_url(jobq_servers: ServerUrls) -> Iterator[str]:
 
 
 @pytest.fixture
-def jobq_crashes(jobq_redis_url: str) -> Callable[[JobQ], Crashes]:
-    """`async with jobq_crashes(jobs) as crashes:` is Crashes on the Redis of this test."""
+def jobq_crashes(jobq_redis_url: str) -> Callable[..., Crashes]:
+    """`async with jobq_crashes(jobs) as crashes:` is jobq.testing.Crashes on the Redis of this test."""
+    from functools import partial
+
     from jobq.testing import Crashes
 
-    return lambda jobs: Crashes(jobs, redis=jobq_redis_url)
+    return partial(Crashes, redis=jobq_redis_url)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, async_sessionmaker
@@ -17,19 +17,23 @@ from ..app import JobQ
 from ..errors import ConfigurationError
 from ..outbox.database import Database
 
+OWN_STATE: Any = object()
+"""The state that the application's own lifespan yields."""
 GivenDatabase: TypeAlias = "str | AsyncEngine | async_sessionmaker[Any] | AsyncConnection"
 
 
 @asynccontextmanager
 async def on_stores(
-    jobs: JobQ, *, database: GivenDatabase | None = None, redis: str | None = None
+    jobs: JobQ, *, database: GivenDatabase | None = None, redis: str | None = None, state: Any = OWN_STATE
 ) -> AsyncIterator[JobQ]:
-    """A copy of `jobs` on these stores; on its own where none is given.
+    """A copy of `jobs` on these stores and with this state; with its own where none is given.
 
     Its database is looked at anew: a test may have bound the sessionmaker to another engine since it was given.
     """
     app = copy.copy(jobs)
     app.given_redis = redis or jobs.given_redis
+    if state is not OWN_STATE:
+        app.lifespan = lambda: nullcontext(state)
     given = jobs.given_database if database is None else database
     if given is None:
         raise ConfigurationError("no database: JobQ(database=...) has none, so give database=..., say jobq_engine")

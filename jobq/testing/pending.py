@@ -27,11 +27,10 @@ from ..worker.attempt import Attempt as Record
 from ..worker.burial import Undertaker
 from ..worker.executor import Executor
 from ..worker.owned import Holding
-from .application import GivenDatabase, on_stores
+from .application import OWN_STATE, GivenDatabase, on_stores
 
 _WORKER = "testing"
 _THREADS = 4
-_OWN_STATE: Any = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ async def run_pending(
     *,
     advance: float | timedelta = 0,
     raises: bool = True,
-    state: Any = _OWN_STATE,
+    state: Any = OWN_STATE,
     database: GivenDatabase | None = None,
     limit: int = 1_000,
 ) -> list[Attempt]:
@@ -73,10 +72,9 @@ async def run_pending(
     left_s = seconds(advance, "advance")
     attempts: list[Attempt] = []
     async with AsyncExitStack() as stack:
-        app = await stack.enter_async_context(on_stores(jobs, database=database))
+        app = await stack.enter_async_context(on_stores(jobs, database=database, state=state))
         app.check()
-        if state is _OWN_STATE:
-            state = await stack.enter_async_context(app.lifespan()) if app.lifespan is not None else None
+        state = await stack.enter_async_context(app.lifespan()) if app.lifespan is not None else None
         inline = _Inline(app, state)
         stack.callback(inline.close)
         while (found := await inline.next_job()) is not None and found[1] <= left_s:
