@@ -6,11 +6,11 @@ import os
 
 from sqlalchemy import make_url
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
 from .models import Base, Product
 
-url = make_url(os.environ["JOBQ_DATABASE_URL"]).set(drivername="postgresql+asyncpg")
+url = make_url(os.environ.get("JOBQ_DATABASE_URL", "postgresql://localhost/shop")).set(drivername="postgresql+asyncpg")
 engine = create_async_engine(url)
 Session = async_sessionmaker(engine, expire_on_commit=False)
 
@@ -23,7 +23,7 @@ PRODUCTS = (
 )
 
 
-async def create_tables() -> None:
+async def create_tables(engine: AsyncEngine = engine) -> None:
     """Make the shop's tables and fill the shelves. May be repeated."""
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
