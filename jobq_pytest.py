@@ -26,7 +26,7 @@ def jobq_servers() -> Iterator[ServerUrls]:
     """PostgreSQL and Valkey for this run: private ones, or those of JOBQ_TEST_DATABASE_URL and JOBQ_TEST_REDIS_URL."""
     from jobq.testing.servers import servers
 
-    with _failures_explained(), servers() as urls:
+    with failures_explained(), servers() as urls:
         yield urls
 
 
@@ -35,7 +35,7 @@ def jobq_templates(jobq_servers: ServerUrls) -> Iterator[Templates]:
     """The databases that tests get copies of, by the function that prepared them."""
     from jobq.testing.servers import Templates
 
-    with _failures_explained(), Templates.on(jobq_servers.database_url) as templates:
+    with failures_explained(), Templates.on(jobq_servers.database_url) as templates:
         yield templates
 
 
@@ -50,7 +50,7 @@ def jobq_database_url(jobq_servers: ServerUrls, jobq_templates: Templates, jobq_
     """The postgresql:// URL of a database that only this test uses, with jobq's tables and yours; dropped after it."""
     from jobq.testing.servers import database
 
-    with _failures_explained():
+    with failures_explained():
         template = jobq_templates.name(jobq_prepare)
         with database(jobq_servers.database_url, f"jobq_test_{uuid4().hex}", template) as url:
             yield url
@@ -71,7 +71,7 @@ def jobq_redis_url(jobq_servers: ServerUrls) -> Iterator[str]:
     """The URL of a Redis that holds nothing; emptied again after the test."""
     from jobq.testing.servers import empty_redis
 
-    with _failures_explained():
+    with failures_explained():
         empty_redis(jobq_servers.redis_url)
     yield jobq_servers.redis_url
     empty_redis(jobq_servers.redis_url)
@@ -88,14 +88,14 @@ def jobq_crashes(jobq_redis_url: str) -> Callable[..., Crashes]:
 
 
 @contextmanager
-def _failures_explained() -> Iterator[None]:
+def failures_explained() -> Iterator[None]:
     """One sentence instead of a traceback where the set-up is wrong."""
     from jobq import ConfigurationError
 
     try:
         yield
     except ConfigurationError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 def nothing(url: str) -> None:

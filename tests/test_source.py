@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jobq"
 REFUSED = ROOT / "tests" / "typing" / "refused.py"
 ACCEPTED = ROOT / "tests" / "typing" / "accepted.py"
+PLUGIN = ROOT / "jobq_pytest.py"
 SQL = sorted((PACKAGE / "outbox" / "sql").glob("*.sql"))
 LUA = sorted((PACKAGE / "broker" / "lua").glob("*.lua"))
 MARK = "  # refused"
@@ -89,7 +90,7 @@ def assert_refused_where_marked(errors: list[tuple[str, int, str]], refused: Pat
 
 
 def test_mypy_accepts_the_package_and_right_calls_and_refuses_wrong_ones(refused):
-    done = run("mypy", "--strict", "--output", "json", str(PACKAGE), str(ACCEPTED), str(refused))
+    done = run("mypy", "--strict", "--output", "json", str(PACKAGE), str(PLUGIN), str(ACCEPTED), str(refused))
 
     assert done.returncode in (0, 1), done.stdout + done.stderr
     findings = [json.loads(line) for line in done.stdout.splitlines()]
@@ -98,7 +99,16 @@ def test_mypy_accepts_the_package_and_right_calls_and_refuses_wrong_ones(refused
 
 
 def test_pyright_accepts_the_package_and_right_calls_and_refuses_wrong_ones(refused):
-    done = run("pyright", "--pythonpath", sys.executable, "--outputjson", str(PACKAGE), str(ACCEPTED), str(refused))
+    done = run(
+        "pyright",
+        "--pythonpath",
+        sys.executable,
+        "--outputjson",
+        str(PACKAGE),
+        str(PLUGIN),
+        str(ACCEPTED),
+        str(refused),
+    )
 
     assert done.returncode in (0, 1), done.stdout + done.stderr
     report = json.loads(done.stdout)
@@ -222,7 +232,7 @@ def test_the_wheel_holds_the_whole_package_the_migrations_and_the_shop_and_nothi
     expected = {f"jobq/{name}" for name in files_below(PACKAGE)}
     expected |= {f"jobq/migrations/{name}" for name in files_below(ROOT / "migrations")}
     expected |= {f"jobq/examples/shop/{name}" for name in files_below(ROOT / "examples" / "shop")}
-    assert names == expected
+    assert names == expected | {"jobq_pytest.py"}
     assert {
         "jobq/py.typed",
         "jobq/outbox/sql/enqueue.sql",
@@ -239,4 +249,5 @@ def test_the_wheel_says_its_version_its_licence_and_its_command(wheel):
     assert f"\nVersion: {jobq.__version__}\n" in meta["METADATA"]
     assert "\nLicense-Expression: MIT\n" in meta["METADATA"]
     assert "jobq = jobq.cli:main" in meta["entry_points.txt"]
+    assert "[pytest11]\njobq = jobq_pytest\n" in meta["entry_points.txt"]
     assert "MIT License" in meta["licenses/LICENSE"]

@@ -24,6 +24,7 @@ from ..outbox.settle import Burial, Reschedule
 from ..outbox.statement import Transaction
 from ..outcomes import Reject, Retry, Snooze, seconds
 from ..worker.attempt import Attempt as Record
+from ..worker.attempt import exc_info_from_task
 from ..worker.burial import Undertaker
 from ..worker.executor import Executor
 from ..worker.owned import Holding
@@ -69,6 +70,7 @@ async def run_pending(
     An error that a task raises ends its attempt as in a worker, and is then raised here, unless it is a Retry,
     Snooze or Reject or `raises` is false. Raises AssertionError after `limit` attempts.
     """
+    __tracebackhide__ = True  # pytest then shows the test and the task
     left_s = seconds(advance, "advance")
     attempts: list[Attempt] = []
     async with AsyncExitStack() as stack:
@@ -174,6 +176,7 @@ def _attempt(record: Record) -> Attempt:
 
 def _raise_unexpected(attempt: Attempt, *, everything: bool) -> None:
     """A test wants to see what its task broke on; a cancelled test, or Ctrl-C, is no outcome of a job at all."""
+    __tracebackhide__ = True
     error = attempt.error
     if error is None or isinstance(error, (Retry, Snooze, Reject, AlreadyDone)):
         return
@@ -182,7 +185,7 @@ def _raise_unexpected(attempt: Attempt, *, everything: bool) -> None:
             f"raised by {attempt.task}, attempt {attempt.number}, which ended as {attempt.outcome!r}; "
             "run_pending(raises=False) returns such attempts instead"
         )
-        raise error
+        raise error.with_traceback(exc_info_from_task(error)[2])
 
 
 def _endless(attempts: list[Attempt]) -> str:

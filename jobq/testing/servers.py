@@ -26,6 +26,7 @@ from sqlalchemy.pool import NullPool
 
 from .. import embedded, migrate
 from ..broker.client import connect_sync
+from ..embedded.account import ELSEWHERE
 from ..errors import ConfigurationError
 
 DATABASE_VARIABLE = "JOBQ_TEST_DATABASE_URL"
@@ -60,7 +61,8 @@ def servers() -> Iterator[ServerUrls]:
     try:
         started = embedded.start()
     except ConfigurationError as error:
-        raise ConfigurationError(f"{error} For tests: {DATABASE_VARIABLE} and {REDIS_VARIABLE}.") from None
+        remedy = f"Or set {DATABASE_VARIABLE} and {REDIS_VARIABLE} to servers of your own."
+        raise ConfigurationError(str(error).replace(ELSEWHERE, remedy)) from None
     with started:
         yield ServerUrls(started.database_url, started.redis_url)
 
@@ -175,4 +177,4 @@ def _own_redis_database(url: str, process: str) -> str:
     path = parts.path.strip("/") if parts.scheme != "unix" else ""
     base = int(query.pop("db", [path or "0"])[0])
     words = [f"{name}={value}" for name, values in query.items() for value in values]
-    return parts._replace(query="&".join([*words, f"db={base + number}"])).geturl()
+    return f"{url.partition('?')[0]}?{'&'.join([*words, f'db={base + number}'])}"

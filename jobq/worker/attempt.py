@@ -49,11 +49,11 @@ def log_attempt(attempt: Attempt) -> None:
         fields["error"] = "".join(traceback.format_exception_only(error)).strip()
     if attempt.delay_s is not None:
         fields["next_in_s"] = round(attempt.delay_s, 1)
-    trace = _trace(error) if error is not None and attempt.outcome in _LEVELS else None
+    trace = exc_info_from_task(error) if error is not None and attempt.outcome in _LEVELS else None
     log.log(level, "job %s", attempt.outcome, extra={"fields": fields}, exc_info=trace)
 
 
-def _trace(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+def exc_info_from_task(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
     """The error with its traceback from the task on: the worker's own frames tell a reader nothing."""
     trace = error.__traceback__
     while (

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session
 
 from jobq import Context, DeadJob, Enqueued, Intent, JobQ, Reject, Retry, RetryPolicy, Snooze, Task, migrate
+from jobq.testing import CRASH_POINTS, Attempt, Crashes, CrashPoint, EnqueuedJob, enqueued, run_pending
 
 
 class Http:
@@ -243,3 +244,22 @@ def a_revision_of_the_application() -> None:
 
 def policies() -> None:
     RetryPolicy(delay=lambda attempt, error: attempt * 2.0)
+
+
+# Tests of an application
+
+
+async def tests(
+    session: AsyncSession, connection: AsyncConnection, driver: asyncpg.Connection[asyncpg.Record], engine: AsyncEngine
+) -> None:
+    assert_type(await enqueued(session, bare), list[EnqueuedJob])
+    assert await enqueued(driver, bare) == [bare.job(7, locale="sv"), bare.opts(delay=5).job(8)]
+    assert await enqueued(connection) == [synchronous.job(7), only_context.job()]
+    assert_type(await run_pending(jobs), list[Attempt])
+    for attempt in await run_pending(jobs, advance=timedelta(days=1), raises=False, state=State(), database=connection):
+        assert_type(attempt.error, BaseException | None)
+    async with Crashes(jobs, redis="redis://localhost", database=engine) as crashes:
+        assert_type(await crashes.before_commit(bare), UUID)
+        for point in CRASH_POINTS:
+            assert_type(point, CrashPoint)
+            await crashes.at(point)

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from jobq import Context, JobQ, RetryPolicy, migrate
+from jobq.testing import Crashes, enqueued, run_pending
 
 jobs = JobQ()
 
@@ -207,3 +208,15 @@ async def migrations(engine: AsyncEngine) -> None:
     migrate.downgrade(op)  # refused
     await migrate.upgrade(engine, since="base")  # refused
     await migrate.downgrade(engine)  # refused
+
+
+async def tests_of_an_application(session: AsyncSession, engine: AsyncEngine, crashes: Crashes) -> None:
+    await enqueued(engine, bare)  # refused
+    await enqueued(bare)  # refused
+    await enqueued(session, bare.job(7))  # refused
+    assert await enqueued(session, bare) == [bare.job("7")]  # refused
+    await run_pending(session)  # refused
+    await run_pending(jobs, advance="1h")  # refused
+    Crashes(jobs)  # refused
+    await crashes.at("at_lunch")  # refused
+    await crashes.before_commit(bare.job(7))  # refused

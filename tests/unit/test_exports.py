@@ -63,6 +63,10 @@ def test_import_jobq_loads_neither_redis_nor_click():
     assert loaded == ""
 
 
+def test_import_jobq_loads_nothing_of_its_testing_part():
+    assert run("import sys, jobq; print([name for name in sys.modules if name.startswith('jobq.testing')])") == "[]"
+
+
 def test_import_jobq_starts_nothing():
     assert run("import threading, jobq; print(threading.active_count())") == "1"
 
