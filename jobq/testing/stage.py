@@ -65,7 +65,7 @@ class Stage:
             stack.push_async_callback(connection.close)
             stage = cls(app, stack, connection, await app.database.database_id(connection, app.schema))
             stack.push_async_callback(stage.broker.client.aclose)
-            app._database = stage._commits.watched(app.database)
+            stage._commits.watch(app.database)
             await stage._lead()
             try:
                 yield stage
@@ -241,13 +241,13 @@ class _Commits:
         self.arrived = asyncio.Event()
         self.killed = asyncio.Event()
 
-    def watched(self, database: Database) -> Database:
-        """The same database, with sessions for `ctx.complete()` that wait here."""
-        kind = database.sessions.kw.get("sync_session_class") or database.sessions.class_.sync_session_class
+    def watch(self, database: Database) -> None:
+        """Give `ctx.complete()` sessions that wait here, and are otherwise the application's."""
+        maker = database.sessions
+        kind = maker.kw.get("sync_session_class") or maker.class_.sync_session_class
         watched = type(kind.__name__, (kind,), {})
         event.listen(watched, "before_commit", self._wait)
-        sessions = rebuilt(database.sessions, sync_session_class=watched)
-        return Database(database.engine, sessions, owned=database._owned)
+        database.sessions = rebuilt(maker, sync_session_class=watched)
 
     def _wait(self, session: Any) -> None:
         if self.is_open or session.in_nested_transaction():
