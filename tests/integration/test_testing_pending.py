@@ -369,8 +369,10 @@ async def test_everything_stays_in_a_transaction_that_the_test_rolls_back(shop: 
             await child.enqueue(session)
 
     @shop.jobs.task
-    async def fail() -> None:
-        raise Reject("no")
+    async def fail(ctx: Context) -> None:
+        async with ctx.complete() as session:
+            await session.execute(text("INSERT INTO effect VALUES (9)"))
+            raise Reject("this block is rolled back, and only this")
 
     @shop.jobs.on_dead
     async def tell(session: AsyncSession, job: DeadJob) -> None:
