@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 
 from jobq.testing import CRASH_POINTS, EnqueuedJob
 from jobq.testing.servers import DATABASE_VARIABLE, REDIS_VARIABLE, ServerUrls
@@ -18,7 +19,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
 
 def run_page(folder: Path, servers: ServerUrls, *options: str) -> str:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "JOBQ_"))}
-    named = {DATABASE_VARIABLE: servers.database_url, REDIS_VARIABLE: f"{servers.redis_url}?db=9"}
+    named = {DATABASE_VARIABLE: servers.database_url, REDIS_VARIABLE: servers.redis_url, "PYTEST_XDIST_WORKER": "gw1"}
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:valkey", *options, str(folder)]
     done = subprocess.run(command, cwd=folder, env=kept | named, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
@@ -29,7 +30,13 @@ def test_the_tests_of_the_page_pass(servers: ServerUrls, tmp_path: Path) -> None
     assert len(blocks(PAGE)) == 6
     assert set(files(PAGE)) == {"bank.py", "conftest.py", "test_bank.py"}, "no block is left out"
 
-    assert "7 passed" in run_page(tmp_path, servers)
+    with redis.Redis.from_url(servers.redis_url) as client:
+        client.set("a", "key that the other process would have emptied")
+
+        output = run_page(tmp_path, servers)
+
+        assert "7 passed" in output, output
+        assert client.delete("a") == 1
 
 
 def test_without_the_key_they_fail_before_the_commit_as_the_page_says(servers: ServerUrls, tmp_path: Path) -> None:

@@ -1,16 +1,18 @@
-"""The pytest plugin: it costs nothing until it is asked, and what it gives is each test's own."""
+"""The pytest plugin: it costs nothing until it is asked, and what it gives is each test's own.
+
+test_docs_testing.py runs the tests of an application with it, as one process of many.
+"""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
 import psycopg
 import pytest
+import redis
 
 from jobq import ConfigurationError
 from jobq.testing.servers import (
@@ -24,41 +26,6 @@ from jobq.testing.servers import (
 )
 from jobq_pytest import failures_explained
 
-APPLICATION = """
-import asyncpg
-import pytest
-import redis
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession
-
-async def prepare(url):
-    connection = await asyncpg.connect(url)
-    await connection.execute("CREATE TABLE invoice (id int)")
-    connection.terminate()
-
-@pytest.fixture(scope="session")
-def jobq_prepare():
-    return prepare
-
-@pytest.mark.parametrize("n", range(2))
-def test_a_database_of_its_own_and_an_empty_redis(n, jobq_database_url, jobq_redis_url):
-    with redis.Redis.from_url(jobq_redis_url) as client:
-        assert client.dbsize() == 0
-        client.set("left", "over")
-    with open("seen", "a") as file:
-        print(jobq_database_url, jobq_redis_url, file=file)
-
-@pytest.mark.anyio
-async def test_an_engine(jobq_engine):
-    async with AsyncSession(jobq_engine) as session:
-        for table in ("invoice", "jobq.outbox"):
-            assert await session.scalar(text(f"SELECT count(*) FROM {table}")) == 0
-
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
-"""
-
 
 def test_the_plugin_loads_nothing_of_jobq_until_a_fixture_is_asked_for() -> None:
     program = (
@@ -70,22 +37,11 @@ def test_the_plugin_loads_nothing_of_jobq_until_a_fixture_is_asked_for() -> None
     assert done.stdout == "[]\n"
 
 
-def test_an_application_gets_its_tables_in_a_database_for_each_test_also_in_one_of_many_processes(
-    servers: ServerUrls, tmp_path: Path
-) -> None:
-    (tmp_path / "test_application.py").write_text(APPLICATION)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "JOBQ_"))}
-    named = {DATABASE_VARIABLE: servers.database_url, REDIS_VARIABLE: servers.redis_url, "PYTEST_XDIST_WORKER": "gw1"}
-    # With settings of its own, and with warnings as errors.
-    options = ["-q", "-W", "error", "-p", "no:valkey", "-p", "no:randomly"]
-    command = [sys.executable, "-m", "pytest", *options, str(tmp_path)]
-
-    done = subprocess.run(command, cwd=tmp_path, env=kept | named, capture_output=True, text=True, check=False)
-
-    assert "3 passed" in done.stdout, done.stdout + done.stderr
-    seen = [line.split() for line in (tmp_path / "seen").read_text().splitlines()]
-    assert len({database_url for database_url, _ in seen}) == 2
-    assert {redis_url for _, redis_url in seen} == {f"{servers.redis_url}?db=1"}
+@pytest.mark.parametrize("turn", [1, 2])
+def test_a_test_finds_an_empty_redis_whatever_the_one_before_it_left(jobq_redis_url: str, turn: int) -> None:
+    with redis.Redis.from_url(jobq_redis_url) as client:
+        assert client.dbsize() == 0
+        client.set("left", "over")
 
 
 def test_a_wrong_set_up_is_one_sentence_and_no_traceback() -> None:
