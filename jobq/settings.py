@@ -48,6 +48,10 @@ class WorkerSettings(_Settings):
     """Given to running jobs at shutdown. Kubernetes kills after 30 s by default."""
     frozen_after: float = Field(default=300.0, gt=0)
     """The heartbeat stops when the event loop has not turned for this long: its jobs go elsewhere."""
+    max_jobs: int | None = Field(default=None, ge=1)
+    """Runs after which the process makes room for a fresh one."""
+    max_rss: int | None = Field(default=None, ge=1)
+    """Bytes of resident memory at which the process makes room for a fresh one."""
 
     @model_validator(mode="after")
     def _check_queues(self) -> Self:

@@ -22,6 +22,9 @@ _LEVELS = {logging.WARNING: "warn", logging.CRITICAL: "error"}
 _COLORS = {"debug": "2", "info": "32", "warn": "33", "error": "31"}
 _PLAIN = re.compile(r"[^\s\"=]+")
 
+PID_VARIABLE = "JOBQ_LOG_PID"
+"""Set where several processes write to one log: every line then says which of them it is of."""
+
 
 def set_up(log_format: str, level: str, stream: TextIO | None = None) -> None:
     """Send every logger to `stream` (stderr) as `text`, `json`, or `auto`: text on a terminal, else json.
@@ -30,21 +33,23 @@ def set_up(log_format: str, level: str, stream: TextIO | None = None) -> None:
     """
     target: TextIO = stream or sys.stderr
     handler = logging.StreamHandler(target)
+    pid = os.getpid() if os.environ.get(PID_VARIABLE) else None
     if log_format == "json" or (log_format == "auto" and not target.isatty()):
-        handler.setFormatter(JsonFormatter())
+        handler.setFormatter(JsonFormatter(pid=pid))
     else:
-        handler.setFormatter(TextFormatter(color=target.isatty() and not os.environ.get("NO_COLOR")))
+        handler.setFormatter(TextFormatter(color=target.isatty() and not os.environ.get("NO_COLOR"), pid=pid))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     # It narrates every step of its own; jobq.migrate says the same in one line.
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 class TextFormatter(logging.Formatter):
-    """For people: local time, level, phrase, fields."""
+    """For people: local time, level, phrase, fields; the process where there are several."""
 
-    def __init__(self, *, color: bool = False):
+    def __init__(self, *, color: bool = False, pid: int | None = None):
         super().__init__()
         self._color = color
+        self._pid = "" if pid is None else f"[{pid}] "
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
@@ -52,7 +57,7 @@ class TextFormatter(logging.Formatter):
         if self._color:
             level = f"\x1b[{_COLORS[level.strip()]}m{level}\x1b[0m"
         fields = " ".join(f"{name}={_value(value)}" for name, value in _fields(record).items())
-        line = f"{time} {level} {_message(record):19} {fields}".rstrip()
+        line = f"{time} {self._pid}{level} {_message(record):19} {fields}".rstrip()
         trace = _traceback(self, record)
         return f"{line}\n{trace}" if trace else line
 
@@ -60,12 +65,17 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """For machines: one object a line, time in UTC."""
 
+    def __init__(self, *, pid: int | None = None):
+        super().__init__()
+        self._pid = {} if pid is None else {"pid": pid}
+
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, tz=UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {
             "time": time.replace("+00:00", "Z"),
             "level": _level(record),
             "logger": record.name,
+            **self._pid,
             "message": _message(record),
         }
         for name, value in _fields(record).items():

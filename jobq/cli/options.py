@@ -8,6 +8,7 @@ Invariant: nothing connects here. Called by the commands. Calls app, migrate, lo
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import tomllib
 from collections.abc import Callable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ..app import JobQ
 
 __all__ = [
+    "SIZE",
     "app_argument",
     "app_option",
     "database_url_option",
@@ -89,6 +91,21 @@ class _Schema(click.ParamType[str]):
         except ConfigurationError as error:
             self.fail(str(error), param, ctx)
 
+
+class _Size(click.ParamType[int]):
+    """Bytes, as 536870912, 512M, 1.5G or 1GiB; K, M and G count in 1024s."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)(?:i?B)?", str(value), re.IGNORECASE)
+        size = int(float(found[1]) * 1024 ** " KMG".index(found[2].upper() or " ")) if found else 0
+        if size < 1:
+            self.fail(f"{value!r} is no size: write bytes, or a number with K, M or G, like 512M or 1.5G", param, ctx)
+        return size
+
+
+SIZE = _Size()
 
 app_argument = click.argument("app", required=False, envvar="JOBQ_APP", default=from_pyproject("app"))
 app_option = click.option(

@@ -6,8 +6,10 @@ Called by the command group. Calls serving, worker, relay.
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -16,7 +18,9 @@ from ..errors import ConfigurationError
 from ..relay.leadership import Relay
 from ..settings import RelaySettings, WakeUpBy, WorkerSettings
 from ..worker.worker import Worker
+from . import supervisor as supervisor_script
 from .options import (
+    SIZE,
     app_argument,
     database_url_option,
     from_pyproject,
@@ -28,6 +32,7 @@ from .options import (
 from .queues import Queues, queues_options
 from .serving import end_with, serve_relay, serve_worker
 from .stores import find_stores
+from .supervised import Line
 
 T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -37,7 +42,7 @@ _DEFAULTS = WorkerSettings()
 
 def _setting(flag: str, *flags: str, default: float | None, **options: Any) -> Callable[[Command], Command]:
     """An option with a variable JOBQ_<name> and a place in [tool.jobq]."""
-    name = flag.removeprefix("--")
+    name = flag.removeprefix("--").replace("-", "_")
 
     def from_file() -> Any:
         found = from_pyproject(name)()
@@ -108,6 +113,20 @@ def _worker_options(command: Callable[..., T]) -> Callable[..., T]:
         metavar="SECONDS",
         help="Given to running jobs when the worker is to stop.",
     )
+    @_setting(
+        "--max-jobs",
+        default=None,
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Make room for a fresh process after this many runs: fetch no more, let what runs end, exit 0.",
+    )
+    @_setting(
+        "--max-rss",
+        default=None,
+        type=SIZE,
+        metavar="SIZE",
+        help="The same when the process holds this much memory: bytes, or 512M, 1.5G.",
+    )
     @functools.wraps(command)
     def with_worker(
         queues: Queues,
@@ -115,6 +134,8 @@ def _worker_options(command: Callable[..., T]) -> Callable[..., T]:
         concurrency: int,
         threads: int,
         grace: float,
+        max_jobs: int | None,
+        max_rss: int | None,
         lease: float,
         beat: float | None,
         **options: Any,
@@ -129,6 +150,8 @@ def _worker_options(command: Callable[..., T]) -> Callable[..., T]:
                 concurrency=concurrency,
                 threads=threads,
                 grace=grace,
+                max_jobs=max_jobs,
+                max_rss=max_rss,
                 lease=lease,
                 beat=beat_s,
             )
@@ -195,6 +218,13 @@ def relay(
 
 @click.command()
 @app_argument
+@_setting(
+    "--processes",
+    default=None,
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="Keep this many processes running under a supervisor (default: this one, without).",
+)
 @_worker_options
 @_lease_options
 @_loop_option
@@ -204,6 +234,7 @@ def relay(
 @logging_options
 def worker(
     app: str | None,
+    processes: int | None,
     make_settings: Callable[[JobQ], WorkerSettings],
     beat: float,
     loop: str,
@@ -221,10 +252,14 @@ def worker(
       jobq worker shop.jobs:jobs
       jobq worker shop.jobs:jobs -q mail:5,default:3 -c 50
       jobq worker shop.jobs:jobs -q urgent,default --strict
+      jobq worker shop.jobs:jobs --processes 4 --max-rss 512M
     """
+    supervisor = Line.find()
+    if processes is not None and supervisor is None:
+        _become_supervisor(processes)
     jobs = open_app(app, database_url=database_url, redis_url=redis_url, schema=schema)
     serving = _make_worker(app, jobs, make_settings)
-    end_with(loop, lambda: serve_worker(serving, None))
+    end_with(loop, lambda: serve_worker(serving, None, supervisor))
 
 
 @click.command()
@@ -255,10 +290,20 @@ def run(
     Example:
       jobq run shop.jobs:jobs
     """
+    supervisor = Line.find()
     jobs = open_app(app, database_url=database_url, redis_url=redis_url, schema=schema)
     serving = _make_worker(app, jobs, make_settings)
     beside = Relay(jobs.database, jobs.redis_url, jobs.schema, RelaySettings(beat=beat, wake_up=wake_up))
-    end_with(loop, lambda: serve_worker(serving, beside))
+    end_with(loop, lambda: serve_worker(serving, beside, supervisor))
+
+
+def _become_supervisor(processes: int) -> NoReturn:
+    """Turn this process into a light one, which starts this command again as its children."""
+    options = click.get_current_context().params
+    script = [supervisor_script.__file__, str(processes), options["log_format"], options["log_level"]]
+    # They find themselves supervised, and so do not come here.
+    command = [sys.executable, *sys.orig_argv[1:]]
+    os.execv(sys.executable, [sys.executable, "-I", "-S", *script, *command])  # noqa: S606
 
 
 def _make_worker(spec: str | None, jobs: JobQ, make_settings: Callable[[JobQ], WorkerSettings]) -> Worker:

@@ -1,7 +1,9 @@
 """The processes that serve: their event loop, how signals end them, and the exit code they end with.
 
-TSTP: quiet, fetch nothing more. TERM or INT: stop, with grace for running jobs. The same again: hand back at once.
-Invariant: the process ends, whatever a task does with its cancellation. Called by run. Calls worker, relay.
+TSTP: quiet, fetch nothing more. TERM or INT: stop, with grace for running jobs. The same again: hand back at once,
+but for a worker under a supervisor, which leaves that to the supervisor.
+Invariant: the process ends, whatever a task does with its cancellation. Called by run. Calls worker, relay,
+supervised.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ import anyio
 import click
 
 from ..relay.leadership import Relay
-from ..worker.worker import Worker
+from ..worker.turns import Orders
+from ..worker.worker import Milestone, Worker
 from .failures import ExitCode
+from .supervised import HURRY, QUIET, READY, RECYCLING, STOP, Line
 
 log = logging.getLogger(__name__)
 
 _CLOSE_WAIT_S = 2.0
+_NOTICES: dict[Milestone, bytes] = {"ready": READY, "recycling": RECYCLING}
 
 
 async def serve_relay(relay: Relay) -> int:
@@ -43,32 +48,62 @@ async def serve_relay(relay: Relay) -> int:
     return ExitCode.OK
 
 
-async def serve_worker(worker: Worker, relay: Relay | None) -> int:
-    """Serve until a signal; returns the exit code. A relay beside the worker ends after it."""
-    orders = worker.orders
-    forced: list[ExitCode] = []
-
-    def stop(code: ExitCode) -> None:
-        if orders.stopping.is_set():
-            log.warning("worker hands back at once")
-            forced.append(code)
-            orders.hurry.set()
-        orders.stopping.set()
-        orders.wake()
-
-    def be_quiet() -> None:
-        log.info("worker quiet, fetching nothing more")
-        orders.quiet.set()
-        orders.wake()
-
-    _on_signals(stop)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTSTP, be_quiet)
+async def serve_worker(worker: Worker, relay: Relay | None, supervisor: Line | None = None) -> int:
+    """Serve until told to stop; returns the exit code. A relay beside the worker ends after it."""
+    told = Told(worker.orders)
+    loop = asyncio.get_running_loop()
+    if supervisor is None:
+        _on_signals(told.stop_or_hurry)
+    else:
+        _on_signals(lambda _: told.stop())
+        worker.announce = lambda milestone: supervisor.tell(_NOTICES[milestone])
+        supervisor.obey(loop, {QUIET: told.quiet, STOP: told.stop, HURRY: told.hurry}, told.orphaned)
+    loop.add_signal_handler(signal.SIGTSTP, told.quiet)
     try:
         code = await (worker.run() if relay is None else _run_both(worker, relay))
     finally:
         with anyio.move_on_after(_CLOSE_WAIT_S, shield=True):
             await worker.app.database.engine.dispose()
-    return forced[-1] if forced else code
+    return code if told.forced is None else told.forced
+
+
+class Told:
+    """What a worker was told from outside, by signals or by its supervisor, handed on as its orders."""
+
+    def __init__(self, orders: Orders):
+        self._orders = orders
+        self._is_stopping = False
+        self.forced: ExitCode | None = None
+        """The code to end with, once there is a hurry."""
+
+    def quiet(self) -> None:
+        log.info("worker quiet, fetching nothing more")
+        self._orders.quiet.set()
+        self._orders.wake()
+
+    def stop(self) -> None:
+        """Stop with grace. Said again it changes nothing: a service manager and a supervisor may both say it."""
+        self._is_stopping = True
+        self._orders.stopping.set()
+        self._orders.wake()
+
+    def hurry(self, code: ExitCode = ExitCode.FORCED) -> None:
+        log.warning("worker hands back at once")
+        self.forced = code
+        self._orders.hurry.set()
+        self.stop()
+
+    def stop_or_hurry(self, code: ExitCode) -> None:
+        """The first signal stops, the second hurries."""
+        if self._is_stopping:
+            self.hurry(code)
+        else:
+            self.stop()
+
+    def orphaned(self) -> None:
+        if not self._is_stopping:
+            log.warning("the supervisor is gone, so this worker stops")
+            self.stop()
 
 
 async def _run_both(worker: Worker, relay: Relay) -> int:

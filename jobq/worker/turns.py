@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import sys
 import time
 from collections import deque
 from typing import Any
@@ -96,6 +97,8 @@ class Turns:
         self._orders = orders
         self.heartbeat: Heartbeat | None = None
         self.runs: set[asyncio.Task[Attempt | None]] = set()
+        self.budget = settings.max_jobs if settings.max_jobs is not None else sys.maxsize
+        """Runs that may still start."""
         self._adopted: deque[Holding] = deque()
         self._suspects: deque[Holding] = deque()
         self._is_alone = False
@@ -188,7 +191,7 @@ class Turns:
         return self.heartbeat is not None and self.heartbeat.may_start
 
     def _room(self) -> int:
-        return 0 if self._is_alone else self._settings.concurrency - len(self.runs)
+        return 0 if self._is_alone else min(self._settings.concurrency - len(self.runs), self.budget)
 
     def _may_fetch(self) -> bool:
         is_open = not (self._orders.quiet.is_set() or self._orders.stopping.is_set() or self._suspects)
@@ -221,6 +224,7 @@ class Turns:
                 return jobs
 
     def _start(self, holdings: list[Holding], jobs: dict[UUID, Job], *, alone: bool = False) -> None:
+        running = len(self.runs)
         for holding in holdings:
             job = jobs.get(holding.entry.id)
             generation = holding.entry.generation
@@ -237,6 +241,7 @@ class Turns:
                 self._suspects.append(holding)
             else:
                 self._start_run(holding, job)
+        self.budget -= len(self.runs) - running
 
     async def _run_alone(self, suspect: Holding) -> None:
         """Start a suspect with nothing beside it. Its row is read again: it may have waited for long."""

@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 
@@ -30,6 +30,7 @@ from .burial import Undertaker
 from .executor import Executor
 from .heartbeat import Heartbeat
 from .owned import Owned
+from .recycling import Recycling, check_memory
 from .settler import Settler
 from .sweeper import SWEEP_EVERY_S, Sweeper
 from .turns import Orders, Turns
@@ -46,6 +47,8 @@ _DEREGISTER_TRIES = 3
 
 EXIT_LEFT_BEHIND = 6
 
+Milestone = Literal["ready", "recycling"]
+
 
 class Worker:
     """One worker process.
@@ -60,6 +63,8 @@ class Worker:
         self.name = f"w-{secrets.token_hex(6)}"
         self.orders = Orders()
         self.owned = Owned(self.settings.queues)
+        self.announce: Callable[[Milestone], None] = lambda milestone: None
+        """Told when this worker serves, and when it recycles."""
 
     async def run(self) -> int:
         """Serve until `orders.stopping`. Returns the exit code: 0, or 6 when something had to be left behind."""
@@ -93,6 +98,7 @@ class Worker:
         self.broker = Broker(client, database_id)
         await self.broker.announce(settings.queues)
         state = await stack.enter_async_context(app.lifespan()) if app.lifespan is not None else None
+        check_memory(settings)
         undertaker = Undertaker(app)
         self.settler = Settler(settle_line, self.broker, app.schema, self.name, self.owned, undertaker)
         self.executor = Executor(
@@ -124,12 +130,16 @@ class Worker:
             executor=self.executor,
             orders=self.orders,
         )
+        self.recycling = Recycling(
+            settings, self.name, self.turns, self.owned, self.orders, lambda: self.announce("recycling")
+        )
         self.heartbeat = self.turns.heartbeat = self._make_heartbeat()
         stack.callback(self.heartbeat.stop)
         self.heartbeat.start()
         self._warn_of_small_pool()
         fields = {"worker": self.name, "queues": _served(settings), "slots": settings.concurrency}
         log.info("worker ready", extra={"fields": fields})
+        self.announce("ready")
 
     def _make_heartbeat(self) -> Heartbeat:
         loop = asyncio.get_running_loop()
@@ -154,6 +164,7 @@ class Worker:
     async def _tick(self) -> None:
         while True:
             self.heartbeat.loop_ticked()
+            self.recycling.step()
             await asyncio.sleep(_TICK_S)
 
     async def _look_after_others(self) -> None:
