@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from .supervised import READY, RECYCLING, STOP, VARIABLE
 
@@ -21,13 +21,15 @@ class Child:
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]):
         self.line, theirs = socket.socketpair()
-        with theirs:
+        with theirs, ExitStack() as undo:
+            undo.callback(self.line.close)
             self._process = subprocess.Popen(  # noqa: S603  our own command line
                 command,
                 env={**environment, VARIABLE: str(theirs.fileno())},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # the keys of a terminal are for the supervisor alone
             )
+            undo.pop_all()
         self.line.setblocking(False)
         self.started_at = time.monotonic()
         self.is_ready = False
@@ -68,7 +70,8 @@ class Child:
         self._process.kill()
 
     def forget(self) -> None:
-        """Close the line of one that has ended."""
+        """Close the line of one that has ended, or will."""
+        self._process.wait()
         self.line.close()
 
 

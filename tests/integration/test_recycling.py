@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -61,7 +62,7 @@ async def test_a_worker_runs_max_jobs_to_their_end_and_leaves_the_others(bench: 
     worker.announce = told.append
 
     async with running(worker) as run:
-        assert await run == 0
+        assert await asyncio.wait_for(asyncio.shield(run), 20) == 0
 
     assert runs == [0, 1, 2]
     assert told == ["ready", "recycling"]
@@ -118,7 +119,7 @@ async def test_a_stop_ordered_while_a_worker_recycles_has_its_usual_grace(bench:
         assert not worker.orders.stopping.is_set()
         worker.orders.stopping.set()
         worker.orders.wake()
-        assert await run == 0
+        assert await asyncio.wait_for(asyncio.shield(run), 20) == 0
 
     row = await bench.row(job_id)
     assert row is not None
