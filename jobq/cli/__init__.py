@@ -15,6 +15,7 @@ from .failures import failures_explained
 
 _COMMANDS = {
     "demo": ("jobq.cli.demo:demo", "Run a shop on private servers, break them, count the jobs."),
+    "dev": ("jobq.cli.dev:dev", "Run APP's jobs on private servers, reloading its code."),
     "run": ("jobq.cli.run:run", "Run relay and worker of APP in one process."),
     "relay": ("jobq.cli.run:relay", "Bring committed jobs from PostgreSQL to Redis."),
     "worker": ("jobq.cli.run:worker", "Run the jobs of APP."),

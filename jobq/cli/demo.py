@@ -35,12 +35,12 @@ def demo(orders: int, seed: int | None, keep: bool) -> None:
         raise Failure(f"the demo needs {', '.join(missing)}: pip install 'jobq[demo]'")
     from ..demo import run
 
-    _end_in_order()
+    end_in_order()
     is_kept = run(orders, random.randrange(100_000) if seed is None else seed, keep=keep)  # noqa: S311
     sys.exit(ExitCode.OK if is_kept else ExitCode.FAILED)
 
 
-def _end_in_order() -> None:
+def end_in_order() -> None:
     """Make TERM and HUP what Ctrl-C is, and Ctrl-C work also where a shell had switched it off."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -11,6 +11,7 @@ import functools
 import re
 import sys
 import tomllib
+import traceback
 from collections.abc import Callable
 from importlib import import_module
 from operator import attrgetter
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SIZE",
+    "Url",
     "app_argument",
     "app_option",
     "database_url_option",
@@ -36,9 +38,11 @@ __all__ = [
     "load_app",
     "logging_options",
     "mask",
+    "names_database",
     "open_app",
     "redis_url_option",
     "schema_option",
+    "split_spec",
 ]
 
 T = TypeVar("T")
@@ -60,7 +64,7 @@ def from_pyproject(name: str) -> Callable[[], Any]:
     return read
 
 
-class _Url(click.ParamType[str]):
+class Url(click.ParamType[str]):
     """A URL of one of `schemes`. Noted under `key`, masked, for the sentence of a connection that fails."""
 
     name = "url"
@@ -118,7 +122,7 @@ app_option = click.option(
 )
 database_url_option = click.option(
     "--database-url",
-    type=_Url(POSTGRESQL, "postgresql", "postgresql+asyncpg", "postgres"),
+    type=Url(POSTGRESQL, "postgresql", "postgresql+asyncpg", "postgres"),
     envvar="JOBQ_DATABASE_URL",
     show_envvar=True,
     default=from_pyproject("database_url"),
@@ -126,7 +130,7 @@ database_url_option = click.option(
 )
 redis_url_option = click.option(
     "--redis-url",
-    type=_Url(REDIS, "redis", "rediss", "unix"),
+    type=Url(REDIS, "redis", "rediss", "unix"),
     envvar="JOBQ_REDIS_URL",
     show_envvar=True,
     default=from_pyproject("redis_url"),
@@ -170,10 +174,8 @@ def logging_options(command: Callable[..., T]) -> Callable[..., T]:
     return with_logging
 
 
-def load_app(spec: str | None) -> JobQ:
-    """Import `module:attribute`, with the working directory on the path. Raises AppImportError."""
-    from ..app import JobQ
-
+def split_spec(spec: str | None) -> tuple[str, str]:
+    """Split `module:attribute`. Raises AppImportError, or UsageError when no application was named."""
     if spec is None:
         raise click.UsageError(
             "which application? Give APP as module:attribute, or set JOBQ_APP, or app in [tool.jobq] of pyproject.toml"
@@ -181,6 +183,14 @@ def load_app(spec: str | None) -> JobQ:
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
         raise AppImportError(f"{spec!r} is no application: write it as module:attribute, like shop.jobs:jobs")
+    return module_name, attribute
+
+
+def load_app(spec: str | None) -> JobQ:
+    """Import `module:attribute`, with the working directory on the path. Raises AppImportError."""
+    from ..app import JobQ
+
+    module_name, attribute = split_spec(spec)
     module = _import(module_name)
     names = [name for name, value in vars(module).items() if isinstance(value, JobQ)]
     hint = f"; its JobQ is {module_name}:{names[0]}" if names else f"; no JobQ is made in {module_name}"
@@ -221,6 +231,12 @@ def open_app(
     return jobs
 
 
+def names_database(jobs: JobQ, url: str | None) -> bool:
+    """Tell whether this URL leads to the application's database."""
+    found = _database_of(jobs)
+    return found is not None and url is not None and _place(found) == _place(url)
+
+
 def _database_of(jobs: JobQ) -> str | None:
     """Where the code of an application says its database is; None when it does not, or not in words."""
     if jobs.given_database is None or isinstance(jobs.given_database, str):
@@ -244,6 +260,14 @@ def _import(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise AppImportError(f"no module {error.name!r} here or where Python looks for modules") from error
-        raise AppImportError(f"{name} cannot be imported: {error}") from error
+        raise AppImportError(f"{name} cannot be imported: {error}{_line_of(error)}") from error
     except Exception as error:
-        raise AppImportError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+        raise AppImportError(f"{name} cannot be imported: {type(error).__name__}: {error}{_line_of(error)}") from error
+
+
+def _line_of(error: Exception) -> str:
+    """Where in the application an import failed, unless the error's own words say it."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    if isinstance(error, SyntaxError) or frames[1:] == []:
+        return ""
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})"

@@ -272,8 +272,10 @@ def worker(
 @redis_url_option
 @schema_option
 @logging_options
+@click.option("--migrate", is_flag=True, hidden=True)  # for `jobq dev`
 def run(
     app: str | None,
+    migrate: bool,
     make_settings: Callable[[JobQ], WorkerSettings],
     beat: float,
     wake_up: WakeUpBy,
@@ -294,7 +296,15 @@ def run(
     jobs = open_app(app, database_url=database_url, redis_url=redis_url, schema=schema)
     serving = _make_worker(app, jobs, make_settings)
     beside = Relay(jobs.database, jobs.redis_url, jobs.schema, RelaySettings(beat=beat, wake_up=wake_up))
-    end_with(loop, lambda: serve_worker(serving, beside, supervisor))
+
+    async def serve() -> int:
+        if migrate:
+            from .dev import make_tables
+
+            await make_tables(jobs, database_url)
+        return await serve_worker(serving, beside, supervisor)
+
+    end_with(loop, serve)
 
 
 def _become_supervisor(processes: int) -> NoReturn:

@@ -80,6 +80,8 @@ def start(
     directory: Path | None = None,
     *,
     durable: bool = False,
+    postgres: bool = True,
+    valkey: bool = True,
     postgres_config: Mapping[str, str] | None = None,
     valkey_config: Mapping[str, str] | None = None,
 ) -> Servers:
@@ -88,6 +90,7 @@ def start(
     Without a directory their data lies in a temporary one and is removed by `stop()`; a given directory is
     kept, and a later start continues on it. `durable` writes to disk as production would; otherwise
     PostgreSQL does not call fsync (a kill loses nothing, a power cut may) and Valkey keeps nothing.
+    `postgres=False` or `valkey=False` leaves that one out: it is neither looked for nor started.
     The configs are further settings of the servers, by their own names.
     Raises ConfigurationError where they cannot run.
     """
@@ -96,13 +99,20 @@ def start(
         run = RunDirectory.create(account)
         undo.callback(run.remove)
         data = run.path if directory is None else keep_directory(directory, account)
-        postgres_program = find_postgres(account).made_reachable(account, run.path / "programs")
-        valkey_program = find_valkey(account).made_reachable(account, run.path / "programs")
-        postgres = Postgres(postgres_program, account, run, data, durable=durable)
-        valkey = Valkey(valkey_program, account, run, data, durable=durable)
-        undo.callback(postgres.stop)
-        undo.callback(valkey.stop)
-        valkey.start(valkey_config)
-        postgres.start(postgres_config)
+        copies = run.path / "programs"
+        postgres_program = find_postgres(account).made_reachable(account, copies) if postgres else None
+        valkey_program = find_valkey(account).made_reachable(account, copies) if valkey else None
+        servers = Servers(
+            run,
+            data,
+            Postgres(postgres_program, account, run, data, durable=durable),
+            Valkey(valkey_program, account, run, data, durable=durable),
+        )
+        undo.callback(servers.postgres.stop)
+        undo.callback(servers.valkey.stop)
+        if valkey:
+            servers.valkey.start(valkey_config)
+        if postgres:
+            servers.postgres.start(postgres_config)
         undo.pop_all()
-    return Servers(run, data, postgres, valkey)
+    return servers

@@ -102,7 +102,7 @@ def take_lock(path: Path, *, wait_s: float) -> int:
             if time.monotonic() > deadline:
                 os.close(descriptor)
                 raise ConfigurationError(
-                    f"The servers of {path.parent} are running already: stop them, or choose another."
+                    f"The servers of {path.parent} are running already: stop them, or choose another directory."
                 ) from None
             time.sleep(POLL_S)
         else:

@@ -44,10 +44,10 @@ class Server(ABC):
     stop_signals: ClassVar[StopSignals]
 
     def __init__(
-        self, program: Program, account: Account, run: RunDirectory, directory: Path, *, durable: bool
+        self, program: Program | None, account: Account, run: RunDirectory, directory: Path, *, durable: bool
     ) -> None:
         self.data = directory / self.name
-        self._program = program
+        self._given_program = program
         self._account = account
         self._run = run
         self._durable = durable
@@ -59,6 +59,12 @@ class Server(ABC):
     @property
     def is_running(self) -> bool:
         return self._keeper is not None and self._keeper.poll() is None
+
+    @property
+    def _program(self) -> Program:
+        if self._given_program is None:
+            raise ConfigurationError(f"The embedded {self.name} server was left out of the start.")
+        return self._given_program
 
     @property
     def pid(self) -> int:
