@@ -22,7 +22,7 @@ from pathlib import Path
 line = socket.socket(fileno=int(os.environ["JOBQ_SUPERVISOR_FD"]))
 with open("started", "a") as started:
     started.write("x")
-nth = len(Path("started").read_text())
+nth = starts()
 """
 SERVES = "line.send(b'r'); line.recv(1)"
 Run = Callable[..., AbstractAsyncContextManager[tuple[Session, "asyncio.Task[int]"]]]
@@ -48,31 +48,39 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return running
 
 
-async def has_started(times: int) -> None:
+def starts() -> int:
     started = Path("started")
-    await until(lambda: started.exists() and len(started.read_text()) >= times, f"it has started {times} times", 20)
+    return len(started.read_text()) if started.exists() else 0
+
+
+async def has_started(times: int) -> None:
+    await until(lambda: starts() >= times, f"it has started {times} times", 20)
+
+
+def write(name: str) -> None:
+    Path(name).write_text("x = 1")
 
 
 async def test_a_change_of_a_python_file_starts_a_new_process_and_others_do_not(run: Run, caplog) -> None:
     caplog.set_level(logging.INFO)
     async with run(SERVES) as (session, task):
         await has_started(1)
-        Path("notes.txt").write_text("not code")
-        Path("code.py").write_text("x = 1")
+        write("notes.txt")
+        write("code.py")
         await has_started(2)
         session.stop()
 
         assert await task == 0
     (line,) = [record for record in caplog.records if record.message == "the code has changed, starting again"]
     assert line.fields == {"files": ["code.py"]}  # type: ignore[attr-defined]
-    assert len(Path("started").read_text()) == 2
+    assert starts() == 2
 
 
 async def test_a_process_that_ends_by_itself_waits_for_a_change(run: Run, caplog) -> None:
     async with run("nth == 1 and sys.exit(3); " + SERVES) as (session, task):
         await until(lambda: "process ended, waiting for a change" in caplog.messages, "it has ended", 20)
-        assert len(Path("started").read_text()) == 1
-        Path("code.py").write_text("x = 1")
+        assert starts() == 1
+        write("code.py")
         await has_started(2)
         session.stop()
 
@@ -101,7 +109,7 @@ async def test_a_process_that_does_not_stop_is_killed(run: Run, caplog, monkeypa
     monkeypatch.setattr(reload, "_END_S", 0.05)
     async with run("signal.signal(15, signal.SIG_IGN); line.send(b'r'); time.sleep(600)"):
         await has_started(1)
-        Path("code.py").write_text("x = 1")
+        write("code.py")
         await has_started(2)
     assert "process killed, since it did not stop: its jobs run again when its lease is over" in caplog.messages
 

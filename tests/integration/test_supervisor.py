@@ -60,6 +60,15 @@ def lines(caplog: pytest.LogCaptureFixture) -> Callable[[str], list[dict[str, ob
     return lambda phrase: [record.fields for record in caplog.records if record.message == phrase]  # type: ignore[attr-defined]
 
 
+def starts(folder: Path) -> int:
+    return len(list(folder.glob("started-*")))
+
+
+def heard(folder: Path, nth: int) -> str:
+    """The orders that a process has read."""
+    return (folder / f"heard-{nth}").read_text()
+
+
 async def stepped(supervisor: Supervisor, condition: Callable[[], object], message: str) -> None:
     def step() -> object:
         supervisor.step()
@@ -91,7 +100,7 @@ async def test_one_process_starts_alone_and_its_failure_is_that_of_all(start: St
     supervisor = start("sys.exit(4)", count=3)
 
     assert await ended(supervisor) == ExitCode.UNREACHABLE
-    assert len(list(tmp_path.glob("started-*"))) == 1
+    assert starts(tmp_path) == 1
     assert len(lines("process cannot serve, so all stop")) == 1
 
 
@@ -107,7 +116,9 @@ async def test_the_others_start_once_the_first_serves(start: Start, tmp_path: Pa
     assert len({child.pid for child in await serve(supervisor, 3)}) == 3
 
 
-async def test_a_program_that_cannot_be_started_is_tried_again(start: Start, tmp_path: Path, monkeypatch, lines) -> None:
+async def test_a_program_that_cannot_be_started_is_tried_again(
+    start: Start, tmp_path: Path, monkeypatch, lines
+) -> None:
     monkeypatch.setattr(supervisor_module, "_FIRST_DELAY_S", 0.01)
     program = tmp_path / "program"
     supervisor = Supervisor([str(program), "-I", "-S", "-c", SCRIPT + SERVES, str(tmp_path)], 1)
@@ -165,7 +176,7 @@ async def test_a_process_that_finds_other_tables_ends_all_in_order(start: Start,
     second.order(b"q")
 
     assert await ended(supervisor) == ExitCode.SCHEMA
-    assert (tmp_path / "heard-0").read_text() == "s"
+    assert heard(tmp_path, 0) == "s"
 
 
 async def stepped_to(supervisor: Supervisor, count: int) -> list[Child]:
@@ -204,9 +215,9 @@ async def test_tstp_makes_all_quiet_and_nothing_starts_again(start: Start, tmp_p
     await stepped(supervisor, lambda: not list(supervisor.children), "both have ended")
     supervisor.step()
 
-    assert [path.read_text() for path in sorted(tmp_path.glob("heard-*"))] == ["q", "q"]
+    assert [heard(tmp_path, nth) for nth in (0, 1)] == ["q", "q"]
     assert supervisor.code is None
-    assert len(list(tmp_path.glob("started-*"))) == 2
+    assert starts(tmp_path) == 2
     supervisor.tell(signal.SIGTERM)
     assert await ended(supervisor) == ExitCode.OK
 
@@ -230,7 +241,7 @@ async def test_a_second_signal_hurries_and_a_third_kills(start: Start, tmp_path:
     assert {first, second} == set(supervisor.children)
     supervisor.tell(number)
     await stepped(supervisor, lambda: first not in supervisor.children, "the first has ended")
-    assert (tmp_path / "heard-0").read_text() == "sh"
+    assert heard(tmp_path, 0) == "sh"
     supervisor.tell(number)
 
     assert await ended(supervisor) == max(code, 128 + signal.SIGKILL)
