@@ -270,4 +270,5 @@ def _line_of(error: Exception) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     if isinstance(error, SyntaxError) or frames[1:] == []:
         return ""
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})"
+    file = frames[-1].filename.removeprefix(f"{Path.cwd()}/")
+    return f" ({file}, line {frames[-1].lineno})"

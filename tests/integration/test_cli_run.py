@@ -141,10 +141,15 @@ async def test_a_worker_serves_the_queues_it_is_given(start):
 
 
 async def test_settings_come_from_pyproject_last(start, tmp_path):
-    (tmp_path / "pyproject.toml").write_text('[tool.jobq]\napp = "shop:jobs"\nqueues = "mail"\nconcurrency = 4\n')
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.jobq]\napp = "shop:jobs"\nqueues = "mail"\nconcurrency = 4\nmax-rss = "1M"\n'
+    )
 
-    with start("worker", JOBQ_CONCURRENCY="5") as process:
+    with start("worker", JOBQ_CONCURRENCY="5", JOBQ_MAX_RSS="10G") as process:
         await process.says("queues=mail slots=5")
+    with start("worker") as process:
+        assert await process.ends() == ExitCode.FAILED
+        assert "--max-rss 1M is less than the worker holds before its first job" in process.said
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -303,6 +308,9 @@ async def test_an_application_that_cannot_be_served_is_refused(start, tmp_path):
         (["--strict"], "--strict serves queues in the order of -q"),
         (["--lease", "4", "--beat", "2"], "--beat 2 is too long for --lease 4: a third of it at most"),
         (["-c", "0"], "0 is not in the range"),
+        (["--processes", "0"], "0 is not in the range 1<=x<=64"),
+        (["--max-jobs", "0"], "0 is not in the range"),
+        (["--max-rss", "lots"], "'lots' is no size: write bytes, or a number with K, M or G, like 512M or 1.5G"),
     ],
 )
 def test_what_a_worker_cannot_do_is_wrong_usage(args, sentence, tmp_path, monkeypatch):

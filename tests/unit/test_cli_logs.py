@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from uuid import UUID
@@ -43,6 +44,17 @@ def test_a_text_line_has_time_level_phrase_and_fields():
     ready = line("text", lambda: log.info("worker ready", extra={"fields": {"slots": 100, "tls": None}}))
 
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} info  worker ready        slots=100 tls=null\n", ready)
+
+
+@pytest.mark.parametrize(
+    ("log_format", "shown"), [("text", f" [{os.getpid()}] info  "), ("json", f'"pid": {os.getpid()},')]
+)
+def test_a_line_says_its_process_where_there_are_several(log_format, shown, monkeypatch):
+    assert shown not in line(log_format, lambda: log.info("worker ready"))
+
+    monkeypatch.setenv(logs.PID_VARIABLE, "1")
+
+    assert shown in line(log_format, lambda: log.info("worker ready"))
 
 
 def test_a_text_line_without_fields_ends_with_its_phrase():

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from jobq.cli import _COMMANDS, cli
 from jobq.cli.failures import ExitCode, Failure, explain
 from jobq.cli.options import (
+    SIZE,
     app_argument,
     database_url_option,
     from_pyproject,
@@ -107,8 +108,8 @@ def test_environment_stands_above_pyproject_and_the_command_line_above_both(run,
         (JOBS, "{}:job", "{} has no 'job'; its JobQ is {}:jobs"),
         ("", "{}:jobs", "{} has no 'jobs'; no JobQ is made in {}"),
         (f"{JOBS}app = 1", "{}:app", "{}:app is no JobQ but of type int; its JobQ is {}:jobs"),
-        ("import no_such_thing", "{}:jobs", "{} cannot be imported: No module named 'no_such_thing'"),
-        ("1 / 0", "{}:jobs", "{} cannot be imported: ZeroDivisionError: division by zero"),
+        ("import no_such_thing", "{}:jobs", "{} cannot be imported: No module named 'no_such_thing' ({}.py, line 1)"),
+        ("1 / 0", "{}:jobs", "{} cannot be imported: ZeroDivisionError: division by zero ({}.py, line 1)"),
     ],
 )
 def test_an_application_that_cannot_be_had_is_told_in_one_sentence(run, write, source, spec, sentence):
@@ -295,3 +296,28 @@ def test_help_lists_every_command_in_at_most_60_letters_and_imports_none():
 
 def test_an_unknown_command_is_wrong_usage():
     assert CliRunner().invoke(cli, ["migrat"]).exit_code == ExitCode.USAGE
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        ("536870912", 512 * 2**20),
+        ("512M", 512 * 2**20),
+        ("512 MiB", 512 * 2**20),
+        ("1.5g", 3 * 2**29),
+        ("1GB", 2**30),
+        ("0.5K", 512),
+        (2048, 2048),
+    ],
+)
+def test_a_size_is_bytes_or_has_a_unit(value, size):
+    assert SIZE.convert(value, None, None) == size
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1M", "lots", "1T", "1,5G", "M", "0.0001K"])
+def test_what_is_no_size_is_told_how_to_write_one(value):
+    with pytest.raises(click.BadParameter, match="is no size: write bytes, or a number with K, M or G"):
+        SIZE.convert(value, None, None)
