@@ -98,6 +98,7 @@ async def test_a_killed_process_is_replaced_its_jobs_run_again_and_signals_reach
     await supervised.process.says("worker quiet", times=2)
     supervised.process.signal(signal.SIGTERM)
     await supervised.process.says("worker draining", times=2)
+    os.kill(await bench.db.fetchval("SELECT pid FROM run ORDER BY ctid DESC"), signal.SIGTERM)  # as systemd would
     await open_gate(bench)
 
     assert await supervised.process.ends() == 0

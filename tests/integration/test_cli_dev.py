@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import signal
 import tempfile
@@ -11,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import asyncpg
+import click
 import pytest
 from click.testing import CliRunner
 from redis import Redis
@@ -24,6 +26,7 @@ from jobq.cli.failures import ExitCode
 from jobq.embedded.account import ELSEWHERE, Account
 from tests.commands import Process, started
 from tests.integration.test_cli_run import commit, marked
+from tests.markdown import blocks
 from tests.waiting import until
 
 SHOP = """
@@ -38,6 +41,7 @@ async def work() -> None:
         marks.write("old\\n")
 """
 NOT_LISTENING = "postgresql://u:secret@127.0.0.1:1/db"
+ROOT = Path(__file__).parents[2]
 Start = Callable[..., AbstractContextManager[Process]]
 
 
@@ -127,6 +131,21 @@ def pids_of(folder: Path) -> list[int]:
         except OSError:
             continue
     return found
+
+
+# --- the pages
+
+
+@pytest.mark.parametrize("page", ["dev.md", "processes.md"])
+def test_the_commands_of_the_pages_are_understood(page: str) -> None:
+    lines = "".join(block.text for block in blocks(ROOT / "docs" / page, "sh")).splitlines()
+    calls = [shlex.split(line)[1:] for line in lines if line.startswith("jobq ")]
+
+    assert calls
+    for name, *args in calls:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        command.make_context(name, args)
 
 
 # --- the tables
