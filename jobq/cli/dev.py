@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -171,6 +172,9 @@ def _tell(folder: Path, urls: dict[str, str]) -> None:
     variables = folder / "env"
     variables.write_text("".join(f"{line}\n" for line in exports.values()))
     variables.chmod(0o600)
+    for name, option in (("JOBQ_DATABASE_URL", "--postgres"), ("JOBQ_REDIS_URL", "--redis")):
+        if os.environ.get(name, urls[name]) != urls[name]:
+            click.echo(f"{name} of the environment is not used here; {option} would say to use it.", err=True)
     shown = "\n".join(f"  {mask(line)}" for line in exports.values())
     click.echo(
         f"Private servers run for this session. Their data is kept in {folder}\n"

