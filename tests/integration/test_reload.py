@@ -22,7 +22,7 @@ from pathlib import Path
 line = socket.socket(fileno=int(os.environ["JOBQ_SUPERVISOR_FD"]))
 with open("started", "a") as started:
     started.write("x")
-nth = starts()
+nth = len(Path("started").read_text())
 """
 SERVES = "line.send(b'r'); line.recv(1)"
 Run = Callable[..., AbstractAsyncContextManager[tuple[Session, "asyncio.Task[int]"]]]
@@ -74,6 +74,7 @@ async def test_a_change_of_a_python_file_starts_a_new_process_and_others_do_not(
     (line,) = [record for record in caplog.records if record.message == "the code has changed, starting again"]
     assert line.fields == {"files": ["code.py"]}  # type: ignore[attr-defined]
     assert starts() == 2
+    assert "process ended, waiting for a change" not in caplog.messages
 
 
 async def test_a_process_that_ends_by_itself_waits_for_a_change(run: Run, caplog) -> None:
