@@ -7,6 +7,7 @@ code as it is then. Called by the command group and, for the tables, by run. Cal
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import os
 import shlex
@@ -22,7 +23,7 @@ import click
 
 from .. import embedded, migrate
 from ..embedded.account import ELSEWHERE, Account
-from ..embedded.directory import keep_directory, take_lock
+from ..embedded.directory import keep_directory
 from ..errors import ConfigurationError
 from .children import environment
 from .demo import end_in_order
@@ -134,7 +135,7 @@ def _stores(data: Path | None, database_url: str | None, redis_url: str | None) 
         return
     try:
         folder = _kept_folder(data)
-        _lock = take_lock(folder / "dev.lock", wait_s=0)  # held until this process ends
+        _lock = _take(folder)  # held until this process ends
         servers = embedded.start(folder, durable=True, postgres=database_url is None, valkey=redis_url is None)
     except ConfigurationError as error:
         raise Failure(str(error).replace(ELSEWHERE, _NO_PRIVATE_SERVERS)) from error
@@ -156,6 +157,16 @@ def _kept_folder(given: Path | None) -> Path:
     if is_new:
         (folder / ".gitignore").write_text("*\n")
     return folder
+
+
+def _take(folder: Path) -> int:
+    """Lock the folder for this session. The servers' own locks are waited for, as after a session that was killed."""
+    lock = os.open(folder / "dev.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Failure(f"another `jobq dev` uses {folder}: end that one, or give this one its own --data DIR") from None
+    return lock
 
 
 def default_folder(here: Path, account: Account) -> Path:

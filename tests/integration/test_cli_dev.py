@@ -105,7 +105,9 @@ async def test_a_killed_session_ends_all_it_started_and_the_next_one_goes_on_wit
             client.set("kept", "yes")
         with start("shop:jobs", *own) as second:
             assert await second.ends() == ExitCode.FAILED
-            assert f"The servers of {folder}/.jobq are running already" in second.said
+            assert (
+                f"another `jobq dev` uses {folder}/.jobq: end that one, or give this one its own --data" in second.said
+            )
 
         process.signal(signal.SIGKILL)
         await process.ends()
