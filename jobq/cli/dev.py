@@ -97,6 +97,10 @@ def dev(
       jobq dev shop.jobs:jobs --postgres postgresql://localhost/shop_dev
     """
     module, _ = split_spec(app)
+    if watch and no_reload:
+        raise click.UsageError("--watch and --no-reload contradict each other: leave one out")
+    if data is not None and database_url is not None and redis_url is not None:
+        raise click.UsageError("--data is where private servers keep their data, and none is started: leave it out")
     if not no_reload and find_spec("watchfiles") is None:
         raise Failure("to watch the code needs watchfiles: pip install 'jobq[embedded]', or give --no-reload")
     end_in_order()

@@ -190,8 +190,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["shop"], ExitCode.APP, "'shop' is no application: write it as module:attribute"),
         (["shop:jobs", "--postgres", "localhost/shop"], ExitCode.USAGE, "a URL must begin with postgresql://"),
         (["shop:jobs", "--watch", "absent"], ExitCode.USAGE, "'absent' does not exist"),
+        (["shop:jobs", "--watch", ".", "--no-reload"], ExitCode.USAGE, "--watch and --no-reload contradict each other"),
+        (
+            ["shop:jobs", "--data", "x", "--postgres", "postgresql://h/d", "--redis", "redis://h"],
+            ExitCode.USAGE,
+            "--data is where private servers keep their data, and none is started",
+        ),
     ],
-    ids=["no app", "no attribute", "no url", "no folder"],
+    ids=["no app", "no attribute", "no url", "no folder", "watch or not", "no private servers"],
 )
 def test_what_cannot_be_run_is_said_before_a_server_starts(here: Path, args, code, sentence) -> None:
     result = CliRunner().invoke(cli, ["dev", *args])
