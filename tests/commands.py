@@ -49,7 +49,7 @@ class Process:
     def said(self) -> str:
         return self._log.read_text()
 
-    async def says(self, phrase: str, *, times: int = 1) -> None:
+    async def says(self, phrase: str, *, times: int = 1, deadline: float = 20) -> None:
         """Wait until it has said something so often."""
 
         def has_said() -> bool:
@@ -59,7 +59,7 @@ class Process:
                 )
             return self.said.count(phrase) >= times
 
-        await until(has_said, f"the process said {phrase!r}", 20)
+        await until(has_said, f"the process said {phrase!r}", deadline)
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)

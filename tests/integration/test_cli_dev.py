@@ -71,7 +71,7 @@ def variables(process: Process) -> dict[str, str]:
 
 async def test_changed_code_runs_and_broken_code_waits_for_the_next_change(start: Start, folder: Path) -> None:
     with start("shop:jobs", JOBQ_DATABASE_URL=NOT_LISTENING) as process:
-        await process.says("worker ready")
+        await process.says("worker ready", deadline=60)
         assert "JOBQ_DATABASE_URL of the environment is not used here; --postgres would say to use it" in process.said
         assert "JOBQ_REDIS_URL of the environment" not in process.said
         db = await asyncpg.connect(variables(process)["JOBQ_DATABASE_URL"])
@@ -97,7 +97,7 @@ async def test_a_killed_session_ends_all_it_started_and_the_next_one_goes_on_wit
 ) -> None:
     own = ["--postgres", database_url, "--no-reload"]
     with start("shop:jobs", *own) as process:
-        await process.says("worker ready")
+        await process.says("worker ready", deadline=60)
         assert variables(process)["JOBQ_DATABASE_URL"] == database_url
         assert not (folder / ".jobq" / "postgres").exists()
         assert len(pids_of(folder)) >= 3, "jobq dev, its worker, a keeper"
@@ -114,7 +114,7 @@ async def test_a_killed_session_ends_all_it_started_and_the_next_one_goes_on_wit
         await until(lambda: pids_of(folder) == [], "the server and the worker have ended", 30)
 
     with start("shop:jobs", *own) as process:
-        await process.says("worker ready")
+        await process.says("worker ready", deadline=60)
         with Redis.from_url(variables(process)["JOBQ_REDIS_URL"]) as client:
             assert client.get("kept") == b"yes"
             client.delete("kept")
