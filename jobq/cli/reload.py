@@ -42,6 +42,8 @@ class Session:
         self._changed: set[str] = set()
         self._is_stopping = False
         self._woken = asyncio.Event()
+        self._over = asyncio.Event()
+        """The watcher's thread looks at it often; a cancellation would wait for its next time-out, seconds later."""
 
     async def run(self) -> int:
         """Run until the end; returns 0, or the command's own code where nothing is watched."""
@@ -55,9 +57,11 @@ class Session:
                 if self._watched:
                     group.start_soon(self._watch)
                     await asyncio.sleep(0)  # now it watches: no change after the first start is missed
-                while code is None:
-                    code = await self._run_once()
-                group.cancel_scope.cancel()
+                try:
+                    while code is None:
+                        code = await self._run_once()
+                finally:
+                    self._over.set()
         finally:
             for number in (signal.SIGCHLD, *_ENDING):
                 loop.remove_signal_handler(number)
@@ -120,7 +124,11 @@ class Session:
 
         logging.getLogger("watchfiles").setLevel(logging.WARNING)
         changes = awatch(
-            *self._watched, watch_filter=PythonFilter(), debounce=_DEBOUNCE_MS, ignore_permission_denied=True
+            *self._watched,
+            watch_filter=PythonFilter(),
+            debounce=_DEBOUNCE_MS,
+            ignore_permission_denied=True,
+            stop_event=self._over,
         )
         try:
             async for found in changes:
