@@ -47,7 +47,9 @@ def test_a_text_line_has_time_level_phrase_and_fields():
 
 
 @pytest.mark.parametrize(
-    ("log_format", "shown"), [("text", f" [{os.getpid()}] info  "), ("json", f'"pid": {os.getpid()},')]
+    ("log_format", "shown"),
+    [("text", f" [{os.getpid()}] info  "), ("json", f'"pid": {os.getpid()},')],
+    ids=["text", "json"],
 )
 def test_a_line_says_its_process_where_there_are_several(log_format, shown, monkeypatch):
     assert shown not in line(log_format, lambda: log.info("worker ready"))
