@@ -1,7 +1,7 @@
 """How long a store has been away, and when to try it again.
 
 Invariant: one WARNING when an outage begins and one, with its length, when it ends, however often it is noticed.
-No I/O. Called by relay and worker.
+No I/O. Called by relay, worker and health.
 """
 
 from __future__ import annotations
@@ -28,6 +28,12 @@ class Outage:
     def is_waiting(self) -> bool:
         """Whether it failed last time, and it is not yet time to try again."""
         return self._since is not None and time.monotonic() < self._next_try
+
+    @property
+    def away_s(self) -> float:
+        """Seconds since it began to fail; 0 when it answered last."""
+        since = self._since
+        return 0.0 if since is None else max(time.monotonic() - since, 1e-9)
 
     def begin(self, error: BaseException) -> float:
         """Note a failure; returns the seconds to wait before the next try, longer each time."""

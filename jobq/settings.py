@@ -47,7 +47,8 @@ class WorkerSettings(_Settings):
     grace: float = Field(default=25.0, ge=0)
     """Given to running jobs at shutdown. Kubernetes kills after 30 s by default."""
     frozen_after: float = Field(default=300.0, gt=0)
-    """The heartbeat stops when the event loop has not turned for this long: its jobs go elsewhere."""
+    """The heartbeat stops when the event loop has not turned for this long: its jobs go elsewhere. The process ends
+    when it has taken no turn for as long."""
     max_jobs: int | None = Field(default=None, ge=1)
     """Runs after which the process makes room for a fresh one."""
     max_rss: int | None = Field(default=None, ge=1)
@@ -100,5 +101,7 @@ class RelaySettings(_Settings):
     detect_loss_every: float = Field(default=1.0, gt=0)
     takeover_after: float = Field(default=10.0, gt=0)
     """A standby that saw no push for this long ends the leader's session."""
+    frozen_after: float = Field(default=300.0, gt=0)
+    """The process ends when it has taken no turn, as leader or standby, for this long."""
     tidy_every: float = Field(default=60.0, gt=0)
     dead_kept: timedelta = timedelta(days=180)

@@ -71,13 +71,13 @@ class Process:
 
 
 @contextmanager
-def started(*args: str, folder: Path, **env: str) -> Iterator[Process]:
+def started(*args: str, folder: Path, module: str = "jobq", **env: str) -> Iterator[Process]:
     """Start `python -m jobq ...` in a folder; it is killed with the block if it still runs."""
     log = folder / f"log-{len(list(folder.glob('log-*')))}"
     variables = {name: value for name, value in os.environ.items() if not name.startswith("JOBQ_")}
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jobq", *args],
+            [sys.executable, "-m", module, *args],
             cwd=folder,
             env={**variables, "PYTHONUNBUFFERED": "1", **env},
             stdin=subprocess.DEVNULL,

@@ -11,11 +11,11 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from ..model import Entry
-from .client import CALL_TIMEOUT_S, ResponseError
+from .client import CALL_TIMEOUT_S, AsyncClient, ResponseError
 from .scripts import Broker
 
 TRAFFIC = ("pushed", "fetched", "acked")
@@ -39,6 +39,7 @@ REPAIRS = (
 """What is counted when something went wrong on the way and was put right."""
 COUNTERS = (*TRAFFIC, *REPAIRS)
 _LOOK_S = 0.1
+_CLOCK_READINGS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,49 @@ class QueueState:
     ready: int
     counters: dict[str, int]
     workers: tuple[Registered, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """The server itself, as its INFO tells."""
+
+    server: Literal["redis", "valkey"]
+    version: str
+    is_replica: bool
+    policy: str
+    maxmemory: int
+    used_memory: int
+    has_aof: bool
+    has_failed_to_write: bool
+    """Whether its last snapshot or append-only write failed, after which it refuses writes."""
+
+
+async def server(client: AsyncClient) -> ServerState:
+    """Ask the server about itself."""
+    async with asyncio.timeout(CALL_TIMEOUT_S):
+        info = await client.info()
+    statuses = (info.get("rdb_last_bgsave_status", "ok"), info.get("aof_last_write_status", "ok"))
+    return ServerState(
+        server="valkey" if "valkey_version" in info else "redis",
+        version=info.get("valkey_version") or info.get("redis_version", "unknown"),
+        is_replica=info.get("role") in ("slave", "replica"),
+        policy=info.get("maxmemory_policy", "unknown"),
+        maxmemory=_number(info.get("maxmemory")),
+        used_memory=_number(info.get("used_memory")),
+        has_aof=bool(info.get("aof_enabled")),
+        has_failed_to_write=any(status != "ok" for status in statuses),
+    )
+
+
+async def clock(client: AsyncClient) -> tuple[float, float, float]:
+    """This host's clock before, the server's, and this host's after: of several readings the quickest."""
+    readings: list[tuple[float, float, float]] = []
+    for _ in range(_CLOCK_READINGS):
+        asked_at = time.time()
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            seconds, microseconds = await client.time()
+        readings.append((asked_at, seconds + microseconds / 1e6, time.time()))
+    return min(readings, key=lambda reading: reading[2] - reading[0])
 
 
 async def look(broker: Broker, queue: str) -> QueueState:

@@ -55,7 +55,7 @@ class _Commands(click.Group):
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 a check or command failed, 2 usage, 3 APP cannot be imported, "
-    "4 PostgreSQL or Redis cannot be reached, 5 the tables do not fit, 6 stopped by force, 130 Ctrl-C. "
+    "4 PostgreSQL or Redis cannot be reached, 5 the tables do not fit, 6 stopped by force or frozen, 130 Ctrl-C. "
     "JOBQ_DEBUG=1 shows tracebacks.",
 )
 def cli() -> None:

@@ -11,12 +11,13 @@ import click
 
 from ..settings import WorkerSettings
 from .failures import ExitCode
-from .findings import Finding, examine
+from .findings import Finding
+from .findings.examine import examine
 from .options import app_argument, database_url_option, redis_url_option, schema_option
 from .stores import find_stores
 from .tables import show_json
 
-_COLORS = {"ok": "green", "warn": "yellow", "fail": "red"}
+_COLORS = {"ok": "green", "note": "cyan", "warn": "yellow", "fail": "red"}
 
 
 @click.command()
@@ -46,7 +47,8 @@ def doctor(
 ) -> None:
     """Check the set-up and say what to do.
 
-    Exits with 1 when something fails. It takes up to 5 seconds to see which workers live.
+    Exits with 1 when something fails; what is to be mended (warn) or just known (note) does not change the code. It
+    changes nothing, and takes up to 5 seconds to see who lives.
 
     \b
     Examples:
@@ -72,5 +74,5 @@ def _show(findings: Sequence[Finding]) -> None:
         click.echo(f"{shown}  {finding.about.ljust(width)}  {finding.found}")
         if finding.remedy:
             click.echo(f"{' ' * (width + 8)}{finding.remedy}")
-    number = sum(finding.level != "ok" for finding in findings)
+    number = sum(finding.level in ("warn", "fail") for finding in findings)
     click.echo(f"{number} of {len(findings)} need attention" if number else f"all {len(findings)} are well", err=True)

@@ -90,7 +90,7 @@ def explain(error: Exception, urls: dict[str, str]) -> Failure:
         where = f" at {urls[store]}" if store in urls else ""
         remedy = f"check that it runs and that {setting} is right"
         return Failure(f"cannot reach {name}{where}: {_first_line(error)}; {remedy}", ExitCode.UNREACHABLE)
-    if _sqlstate(error) == _LOCK_NOT_AVAILABLE:
+    if sqlstate(error) == _LOCK_NOT_AVAILABLE:
         return Failure("other transactions held a table for too long, so nothing was changed: try again")
     return Failure(f"{type(error).__name__}: {_first_line(error)} (JOBQ_DEBUG=1 shows where)")
 
@@ -100,7 +100,7 @@ def _unreachable(error: Exception) -> str | None:
     kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
     if kinds & {"redis.exceptions.ConnectionError", "redis.exceptions.TimeoutError"}:
         return REDIS
-    if _sqlstate(error).startswith(_UNREACHABLE_STATES):
+    if sqlstate(error).startswith(_UNREACHABLE_STATES):
         return POSTGRESQL
     # asyncpg lets the operating system's errors through; those of an application's own files are not meant. A
     # deadline that passed is one of them, for Redis too.
@@ -113,7 +113,7 @@ def _unreachable(error: Exception) -> str | None:
     return None
 
 
-def _sqlstate(error: Exception) -> str:
+def sqlstate(error: BaseException) -> str:
     """The five letters of PostgreSQL, through SQLAlchemy or not."""
     return getattr(getattr(error, "orig", error), "sqlstate", None) or ""
 

@@ -29,6 +29,7 @@ from .options import (
     redis_url_option,
     schema_option,
 )
+from .probes import Address, AddressType
 from .queues import Queues, queues_options
 from .serving import end_with, serve_relay, serve_worker
 from .stores import find_stores
@@ -38,6 +39,8 @@ T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _DEFAULTS = WorkerSettings()
+_SHORTEST_FROZEN_S = 60.0
+"""One call to PostgreSQL may take 30 s: a store that is slow must not count as a crash of every job that runs."""
 
 
 def _setting(flag: str, *flags: str, default: float | None, **options: Any) -> Callable[[Command], Command]:
@@ -77,6 +80,25 @@ def _lease_options(command: Command) -> Command:
         help="Between two heartbeats (default: a fifth of the lease, 2 at most). The same for every worker and relay.",
     )
     return lease(beat(command))
+
+
+def _health_options(command: Command) -> Command:
+    """--health and --frozen-after: how others see that the process lives, and when it gives up by itself."""
+    health = _setting(
+        "--health",
+        default=None,
+        type=AddressType(),
+        metavar="HOST:PORT",
+        help="Answer /healthz and /readyz over HTTP there.",
+    )
+    frozen_after = _setting(
+        "--frozen-after",
+        default=_DEFAULTS.frozen_after,
+        type=click.FloatRange(min=_SHORTEST_FROZEN_S),
+        metavar="SECONDS",
+        help="Exit with 6 when no turn was taken for this long, so that a supervisor starts another.",
+    )
+    return health(frozen_after(command))
 
 
 def _beat_of(lease: float, beat: float | None) -> float:
@@ -138,6 +160,7 @@ def _worker_options(command: Callable[..., T]) -> Callable[..., T]:
         max_rss: int | None,
         lease: float,
         beat: float | None,
+        frozen_after: float,
         **options: Any,
     ) -> T:
         beat_s = _beat_of(lease, beat)
@@ -154,9 +177,10 @@ def _worker_options(command: Callable[..., T]) -> Callable[..., T]:
                 max_rss=max_rss,
                 lease=lease,
                 beat=beat_s,
+                frozen_after=frozen_after,
             )
 
-        return command(make_settings=make_settings, beat=beat_s, **options)
+        return command(make_settings=make_settings, beat=beat_s, frozen_after=frozen_after, **options)
 
     return with_worker
 
@@ -185,6 +209,7 @@ _wake_up_option = click.option(
 @app_argument
 @_lease_options
 @_wake_up_option
+@_health_options
 @_loop_option
 @database_url_option
 @redis_url_option
@@ -195,6 +220,8 @@ def relay(
     lease: float,
     beat: float | None,
     wake_up: WakeUpBy,
+    frozen_after: float,
+    health: Address | None,
     loop: str,
     database_url: str | None,
     redis_url: str | None,
@@ -211,9 +238,9 @@ def relay(
     """
     stores = find_stores(app, database_url=database_url, redis_url=redis_url, schema=schema)
     assert stores.redis_url is not None
-    settings = RelaySettings(beat=_beat_of(lease, beat), wake_up=wake_up)
+    settings = RelaySettings(beat=_beat_of(lease, beat), wake_up=wake_up, frozen_after=frozen_after)
     serving = Relay(stores.database, stores.redis_url, stores.schema, settings)
-    end_with(loop, lambda: serve_relay(serving))
+    end_with(loop, lambda: serve_relay(serving), serving, health=health)
 
 
 @click.command()
@@ -227,6 +254,7 @@ def relay(
 )
 @_worker_options
 @_lease_options
+@_health_options
 @_loop_option
 @database_url_option
 @redis_url_option
@@ -237,6 +265,8 @@ def worker(
     processes: int | None,
     make_settings: Callable[[JobQ], WorkerSettings],
     beat: float,
+    frozen_after: float,
+    health: Address | None,
     loop: str,
     database_url: str | None,
     redis_url: str | None,
@@ -255,11 +285,16 @@ def worker(
       jobq worker shop.jobs:jobs --processes 4 --max-rss 512M
     """
     supervisor = Line.find()
+    if processes is not None and health is not None:
+        raise click.UsageError(
+            "--health and --processes exclude each other: every process would want the address. "
+            "Run one process a container, or leave liveness to the supervisor"
+        )
     if processes is not None and supervisor is None:
         _become_supervisor(processes)
     jobs = open_app(app, database_url=database_url, redis_url=redis_url, schema=schema)
     serving = _make_worker(app, jobs, make_settings)
-    end_with(loop, lambda: serve_worker(serving, None, supervisor))
+    end_with(loop, lambda: serve_worker(serving, None, supervisor), serving, health=health)
 
 
 @click.command()
@@ -267,6 +302,7 @@ def worker(
 @_worker_options
 @_lease_options
 @_wake_up_option
+@_health_options
 @_loop_option
 @database_url_option
 @redis_url_option
@@ -279,6 +315,8 @@ def run(
     make_settings: Callable[[JobQ], WorkerSettings],
     beat: float,
     wake_up: WakeUpBy,
+    frozen_after: float,
+    health: Address | None,
     loop: str,
     database_url: str | None,
     redis_url: str | None,
@@ -295,7 +333,8 @@ def run(
     supervisor = Line.find()
     jobs = open_app(app, database_url=database_url, redis_url=redis_url, schema=schema)
     serving = _make_worker(app, jobs, make_settings)
-    beside = Relay(jobs.database, jobs.redis_url, jobs.schema, RelaySettings(beat=beat, wake_up=wake_up))
+    relay_settings = RelaySettings(beat=beat, wake_up=wake_up, frozen_after=frozen_after)
+    beside = Relay(jobs.database, jobs.redis_url, jobs.schema, relay_settings)
 
     async def serve() -> int:
         if migrate:
@@ -304,7 +343,7 @@ def run(
             await make_tables(jobs, database_url)
         return await serve_worker(serving, beside, supervisor)
 
-    end_with(loop, serve)
+    end_with(loop, serve, serving, beside, health=health)
 
 
 def _become_supervisor(processes: int) -> NoReturn:

@@ -3,7 +3,7 @@
 TSTP: quiet, fetch nothing more. TERM or INT: stop, with grace for running jobs. The same again: hand back at once,
 but for a worker under a supervisor, which leaves that to the supervisor.
 Invariant: the process ends, whatever a task does with its cancellation. Called by run. Calls worker, relay,
-supervised.
+probes, supervised and watchdog.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from typing import Any, NoReturn
 import anyio
 import click
 
+from ..health import Part
 from ..relay.leadership import Relay
 from ..worker.turns import Orders
 from ..worker.worker import Milestone, Worker
 from .failures import ExitCode
+from .probes import Address, probed
 from .supervised import HURRY, QUIET, READY, RECYCLING, STOP, Line
+from .watchdog import watched
 
 log = logging.getLogger(__name__)
 
@@ -123,9 +126,14 @@ def _on_signals(stop: Callable[[ExitCode], None]) -> None:
     loop.add_signal_handler(signal.SIGINT, stop, ExitCode.INTERRUPTED)
 
 
-def end_with(loop: str, serve: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
-    """Serve in an event loop, and end the process with its code."""
-    with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+def end_with(
+    loop: str, serve: Callable[[], Coroutine[Any, Any, int]], *parts: Part, health: Address | None = None
+) -> NoReturn:
+    """Serve in an event loop, and end the process with its code.
+
+    `parts` are what serves: probes at `health` tell how they are, and one that is frozen ends the process.
+    """
+    with probed(health, parts), watched(parts), asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
         code = runner.run(serve())
         left = [name for task in asyncio.all_tasks(runner.get_loop()) if (name := task.get_name()).startswith("job ")]
         if left:

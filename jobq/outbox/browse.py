@@ -12,9 +12,6 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
-from .database import Database
 from .follow import LEADER_LOCK
 from .statement import Statement, Transaction
 
@@ -33,10 +30,8 @@ _list_jobs = Statement("list_jobs")
 _pages = Statement("pages")
 _retry_dead = Statement("retry_dead")
 _run_now = Statement("run_now")
-_server = Statement("server")
 _show_dead = Statement("show_dead")
 _show_job = Statement("show_job")
-_snapshot_holders = Statement("snapshot_holders")
 
 State = Literal["waiting", "scheduled", "retrying"]
 """Due; due later; due later because an attempt failed. A job that runs is waiting: its row stays until it ends."""
@@ -108,20 +103,6 @@ class Counts(NamedTuple):
 class LeaderSession(NamedTuple):
     pid: int
     connected_s: float | None
-
-
-class SnapshotHolder(NamedTuple):
-    """What keeps vacuum from its work."""
-
-    kind: Literal["session", "prepared", "slot"]
-    name: str
-    held_s: float | None
-
-
-class Server(NamedTuple):
-    version: str
-    version_number: int
-    has_fsync: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,25 +217,6 @@ async def retry_dead(tx: Transaction, schema: str, ids: Iterable[UUID]) -> set[U
 async def discard_dead(tx: Transaction, schema: str, ids: Iterable[UUID]) -> set[UUID]:
     """Forget dead jobs; returns those that were dead."""
     return {row[0] for row in await _discard_dead.on(tx, schema, ids=list(ids))}
-
-
-async def server(tx: Transaction, schema: str) -> Server:
-    """The PostgreSQL behind the connection."""
-    return Server(*(await _server.on(tx, schema))[0])
-
-
-async def snapshot_holders(tx: Transaction, schema: str, *, longer_than_s: float) -> list[SnapshotHolder]:
-    """What has kept vacuum from removing dead rows for that long, the oldest first."""
-    return [SnapshotHolder(*row) for row in await _snapshot_holders.on(tx, schema, longer_than_s=longer_than_s)]
-
-
-async def commits_by_itself(database: Database) -> bool:
-    """Whether the application's sessions are in autocommit, where `enqueue()` would refuse to write."""
-    async with database.sessions() as session:
-        assert isinstance(session, AsyncSession)
-        connection = await session.connection()
-        assert connection.sync_connection is not None
-        return bool(getattr(connection.sync_connection.connection.dbapi_connection, "autocommit", False))
 
 
 async def _share(tx: Transaction, schema: str, table_name: str, pages: int) -> float:

@@ -110,6 +110,11 @@ class Database:
         )
 
     @property
+    def keeps_sessions(self) -> bool:
+        """Whether what is set in a connection of `connect()` stays there; known once one was opened."""
+        return self._keeps_sessions is not False
+
+    @property
     def pool_limit(self) -> int | None:
         """Connections that the engine hands out at most at one time; None for no limit."""
         pool = self.engine.sync_engine.pool

@@ -15,6 +15,7 @@ import asyncpg
 from ..broker.client import TROUBLE, UNAVAILABLE, check_server, connect
 from ..broker.scripts import Broker
 from ..errors import ConfigurationError
+from ..health import Check, Pulse, store_check
 from ..migrate import check as check_tables
 from ..outage import Outage
 from ..outbox import follow
@@ -42,8 +43,12 @@ class Relay:
         self._settings = settings or RelaySettings()
         self._client = connect(redis_url)
         self._outage = Outage("postgresql", "relay")
+        self._redis_outage = Outage("redis", "standby")
+        self._leader: Leader | None = None
         self._has_checked = False
         self.is_leading = False
+        self._is_standing_by = False
+        self.pulse = Pulse("relay", self._settings.frozen_after)
 
     async def check(self) -> None:
         """Reach both stores once. Raises what keeps a relay from working."""
@@ -53,12 +58,26 @@ class Relay:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Serve until `stopping` is set."""
+        self.pulse.begin()
         while not stopping.is_set():
+            self.pulse.tick()
             try:
                 await self._serve(stopping)
             except Exception as error:  # noqa: BLE001  the loop runner: whatever broke, start again
                 await pause(self._trouble(error), stopping)
+        self.pulse.rest()
         await self._client.aclose()
+
+    def checks(self) -> list[Check]:
+        """What keeps this relay from its work, as far as it knows. Safe from any thread; asks nobody."""
+        # A leader that took no turn for as long is ended by a standby.
+        turns = self.pulse.check(longest_s=self._settings.takeover_after)
+        if self.is_leading and (leader := self._leader) is not None:
+            role = Check("role", True, "it leads")
+            return [turns, role, store_check("redis", leader.redis_outage), store_check("postgresql", self._outage)]
+        says = "it stands by for the relay that leads" if self._is_standing_by else "not connected yet"
+        role = Check("role", self._is_standing_by, says)
+        return [turns, role, store_check("redis", self._redis_outage), store_check("postgresql", self._outage)]
 
     async def _serve(self, stopping: asyncio.Event) -> None:
         connection = await self._connect()
@@ -66,17 +85,28 @@ class Relay:
         try:
             broker = Broker(self._client, await self._database.database_id(connection, self._schema))
             log.info("relay stands by", extra={"fields": {"schema": self._schema}})
-            if not await stand_by(connection, broker, self._schema, self._settings, stopping):
+            self._is_standing_by = True
+            if not await stand_by(
+                connection,
+                broker,
+                self._schema,
+                self._settings,
+                stopping,
+                pulse=self.pulse,
+                outage=self._redis_outage,
+            ):
                 return
-            leader = await Leader.start(connection, broker, self._schema, self._settings)
+            self._leader = leader = await Leader.start(connection, broker, self._schema, self._settings)
             janitor = Janitor(self._database, self._schema, self._settings)
             self.is_leading = True
             log.info("relay leads", extra={"fields": {"schema": self._schema}})
             while not stopping.is_set():
+                self.pulse.tick()
                 await pause(await leader.step(), stopping, leader.woken)
                 await janitor.step()
         finally:
             self.is_leading = False
+            self._is_standing_by = False
             connection.terminate()
 
     async def _connect(self) -> asyncpg.Connection:
@@ -109,6 +139,9 @@ async def stand_by(
     schema: str,
     settings: RelaySettings,
     stopping: asyncio.Event,
+    *,
+    pulse: Pulse,
+    outage: Outage,
 ) -> bool:
     """Wait until this relay leads (True) or is to stop (False).
 
@@ -119,9 +152,10 @@ async def stand_by(
     watched: dict[str, bytes | None] = {}
     still_since = time.monotonic()
     while not stopping.is_set():
+        pulse.tick()
         if await follow.try_lead(connection, schema):
             return True
-        tokens = await _read_tokens(broker)
+        tokens = await _read_tokens(broker, outage)
         if tokens is None or tokens != watched:
             watched, still_since = tokens or {}, time.monotonic()
         elif time.monotonic() - still_since > settings.takeover_after and await _takes_writes(broker):
@@ -146,11 +180,14 @@ async def pause(seconds: float, *events: asyncio.Event) -> None:
             wait.cancel()
 
 
-async def _read_tokens(broker: Broker) -> dict[str, bytes | None] | None:
+async def _read_tokens(broker: Broker, outage: Outage) -> dict[str, bytes | None] | None:
     try:
-        return {queue: await broker.token(queue) for queue in await broker.queues()}
-    except TROUBLE:
+        tokens = {queue: await broker.token(queue) for queue in await broker.queues()}
+    except TROUBLE as error:
+        outage.begin(error)
         return None
+    outage.end()
+    return tokens
 
 
 async def _takes_writes(broker: Broker) -> bool:

@@ -44,7 +44,7 @@ class ReliablePush:
         self._tokens = {ALWAYS_WATCHED: ADOPT_TOKEN}
         self._unanswered: dict[str, str] = {}
         self._refused: set[str] = set()
-        self._outage = Outage("redis", "relay")
+        self.outage = Outage("redis", "relay")
 
     @property
     def queues(self) -> list[str]:
@@ -53,7 +53,7 @@ class ReliablePush:
     @property
     def is_away(self) -> bool:
         """Whether Redis did not answer last time, and it is not yet time to try again."""
-        return self._outage.is_waiting
+        return self.outage.is_waiting
 
     async def push(
         self,
@@ -110,11 +110,11 @@ class ReliablePush:
         except OutOfMemoryError:
             pass  # a hint, and full Redis takes none
         except TROUBLE as error:
-            self._outage.begin(error)
+            self.outage.begin(error)
 
     def note_trouble(self, error: Exception) -> None:
         """Another call to Redis failed; leave Redis alone for a moment."""
-        self._outage.begin(error)
+        self.outage.begin(error)
 
     async def _send(self, queue: str, entries: Sequence[str], counter: str) -> bool:
         expected = self._tokens.setdefault(queue, ADOPT_TOKEN)
@@ -130,9 +130,9 @@ class ReliablePush:
             self._backlog.refuse(queue)
             return False
         except TROUBLE as error:
-            self._outage.begin(error)
+            self.outage.begin(error)
             return False
-        self._outage.end()
+        self.outage.end()
         self._tokens[queue] = token
         del self._unanswered[queue]
         for priority, length in zip(PRIORITIES, answer.ready, strict=True):

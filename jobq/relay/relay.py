@@ -21,6 +21,7 @@ import time
 import asyncpg
 
 from ..broker.scripts import Broker
+from ..outage import Outage
 from ..outbox import follow
 from ..outbox.follow import NewRows, Snapshot
 from ..settings import RelaySettings
@@ -74,6 +75,10 @@ class Leader:
         leader = cls(connection, broker, schema, settings, since=since, timers=timers, wake_up=wake_up)
         leader._backlog.mark_all()
         return leader
+
+    @property
+    def redis_outage(self) -> Outage:
+        return self._push.outage
 
     async def step(self) -> float:
         """Take one turn. Returns the seconds that may pass before the next, unless `woken` is set before."""

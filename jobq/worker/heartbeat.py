@@ -58,7 +58,7 @@ class Heartbeat:
         # A random start, so that a counter seen before a restart of Redis never comes back.
         self._counter = count(random.getrandbits(48))
         self._before = {keys.queue: Beat(True, [], [], []) for keys in self._keys}
-        self._outage = Outage("redis", "heartbeat")
+        self.outage = Outage("redis", "heartbeat")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="jobq heartbeat", daemon=True)
         self._loop_thread = threading.get_ident()
@@ -96,7 +96,7 @@ class Heartbeat:
             self._forget()
             raise
         self.acked_at = sent_at
-        self._outage.end()
+        self.outage.end()
 
     def _run(self) -> None:
         next_beat = 0.0
@@ -112,7 +112,7 @@ class Heartbeat:
                 try:
                     self.step()
                 except TROUBLE as error:
-                    next_beat = time.monotonic() + min(self._outage.begin(error), self._settings.beat)
+                    next_beat = time.monotonic() + min(self.outage.begin(error), self._settings.beat)
                 except Exception:
                     log.exception("heartbeat failed, trying again")
             self._stopping.wait(min(_TICK_S, self._settings.beat))

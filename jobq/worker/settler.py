@@ -69,8 +69,8 @@ class Settler:
         self._giving_up = asyncio.Event()
         self._work = asyncio.Event()
         self._empty = asyncio.Event()
-        self._database_outage = Outage("postgresql", "settler")
-        self._redis_outage = Outage("redis", "settler")
+        self.database_outage = Outage("postgresql", "settler")
+        self.redis_outage = Outage("redis", "settler")
 
     def complete(self, holding: Holding) -> None:
         """The run is done, and left no effects that were committed with it."""
@@ -175,7 +175,7 @@ class Settler:
             if not is_unavailable(error):
                 log.exception("settling failed, trying again")
             # The outcome is unknown: what was written will be found gone at the next try.
-            return self._database_outage.begin(error)
+            return self.database_outage.begin(error)
         finally:
             self._in_hand = 0
             self._completed += [holding for holding in completed if holding in locked]
@@ -185,7 +185,7 @@ class Settler:
         for holding in holdings:
             if holding not in locked:
                 self.ack(holding)
-        self._database_outage.end()
+        self.database_outage.end()
         return _RETRY_LOCKED_S if locked else 0.0
 
     async def _write(
@@ -220,14 +220,14 @@ class Settler:
                 await self._move(move, [holding.entry for holding in holdings])
                 is_moved = True
             except TROUBLE as error:
-                return self._redis_outage.begin(error)
+                return self.redis_outage.begin(error)
             finally:
                 self._in_hand = 0
                 if not is_moved:
                     self._moves[move] = holdings + self._moves[move]
             for holding in holdings:
                 self._owned.drop(holding)
-            self._redis_outage.end()
+            self.redis_outage.end()
         return 0.0
 
     async def _move(self, move: _Move, entries: list[Entry]) -> None:

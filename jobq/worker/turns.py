@@ -24,6 +24,7 @@ from ..broker.client import TROUBLE
 from ..broker.scripts import Broker
 from ..context import Completion
 from ..errors import ConfigurationError
+from ..health import Pulse
 from ..model import Entry, Job
 from ..outage import Outage
 from ..outbox import settle
@@ -85,6 +86,7 @@ class Turns:
         settler: Settler,
         executor: Executor,
         orders: Orders,
+        pulse: Pulse,
     ):
         self._app = app
         self._settings = settings
@@ -95,6 +97,7 @@ class Turns:
         self._settler = settler
         self._executor = executor
         self._orders = orders
+        self._pulse = pulse
         self.heartbeat: Heartbeat | None = None
         self.runs: set[asyncio.Task[Attempt | None]] = set()
         self.budget = settings.max_jobs if settings.max_jobs is not None else sys.maxsize
@@ -102,15 +105,15 @@ class Turns:
         self._adopted: deque[Holding] = deque()
         self._suspects: deque[Holding] = deque()
         self._is_alone = False
-        self._is_fenced = False
+        self.is_fenced = False
         self._told_unknown: set[str] = set()
         self._shares = Shares(settings.queues, settings.weights, strict=settings.strict)
         self._bells = {broker.keys(queue).bell.encode(): queue for queue in settings.queues}
         self._heard: set[str] = set()
         """Queues whose bell this worker took and that it has not asked since."""
         self._short_of_threads_at: float | None = None
-        self._redis_outage = Outage("redis", "worker")
-        self._database_outage = Outage("postgresql", "worker")
+        self.redis_outage = Outage("redis", "worker")
+        self.database_outage = Outage("postgresql", "worker")
 
     async def step(self) -> None:
         """One turn: fetch -> read -> start. Waits for work or room when there is none."""
@@ -126,16 +129,19 @@ class Turns:
 
     async def take_until_stopped(self) -> None:
         """Turn after turn; whatever breaks one, the next comes."""
+        self._pulse.begin()
         while not self._orders.stopping.is_set():
+            self._pulse.tick()
             try:
                 await self.step()
             except TROUBLE as error:
                 self._release_unstarted()
-                await self._orders.wait(self._redis_outage.begin(error))
+                await self._orders.wait(self.redis_outage.begin(error))
             except Exception:
                 log.exception("worker turn failed, trying again")
                 self._release_unstarted()
                 await self._orders.wait(1.0)
+        self._pulse.rest()
 
     def _release_unstarted(self) -> None:
         """A turn broke off: what it had fetched must not stay owned by nobody."""
@@ -161,7 +167,7 @@ class Turns:
         for queue in list(self._heard):
             # Others filled all slots: its bell is to wake another worker, which may have some to spare.
             await self._fetch_from(queue, 0)
-        self._redis_outage.end()
+        self.redis_outage.end()
         return taken
 
     async def _fetch_from(self, queue: str, count: int) -> list[Holding]:
@@ -173,7 +179,7 @@ class Turns:
         if fetched is None:
             self._note_fenced()
             return []
-        self._is_fenced = False
+        self.is_fenced = False
         return await self._own(queue, entries)
 
     async def _own(self, queue: str, raws: list[bytes]) -> list[Holding]:
@@ -198,21 +204,22 @@ class Turns:
         return is_open and self._room() > 0 and self._may_start and self._settler.pending < BUFFER_LIMIT
 
     def _note_fenced(self) -> None:
-        if not self._is_fenced:
-            self._is_fenced = True
+        if not self.is_fenced:
+            self.is_fenced = True
             log.warning("fenced: redis does not know this worker, waiting for the next beat")
 
     async def _read(self, holdings: list[Holding]) -> dict[UUID, Job]:
         """Read the rows of a batch on the primary, however long that takes: nothing is dropped unread."""
         ids = [holding.entry.id for holding in holdings]
         while True:
+            self._pulse.tick()  # an outage is no hang
             try:
                 async with self._line.open() as connection:
                     jobs = await settle.read(connection, self._app.schema, ids)
             except Exception as error:
                 if not is_unavailable(error) and not isinstance(error, ConfigurationError):
                     log.exception("reading jobs failed, trying again")
-                pause = self._database_outage.begin(error)
+                pause = self.database_outage.begin(error)
                 if self._orders.stopping.is_set():
                     for holding in holdings:
                         self._settler.release(holding)
@@ -220,7 +227,7 @@ class Turns:
                     return {}
                 await self._orders.wait(pause)
             else:
-                self._database_outage.end()
+                self.database_outage.end()
                 return jobs
 
     def _start(self, holdings: list[Holding], jobs: dict[UUID, Job], *, alone: bool = False) -> None:
@@ -274,7 +281,7 @@ class Turns:
 
     async def _idle(self, *, has_looked: bool) -> None:
         """Wait for something to do: the bell, the end of a run, or a word from the heartbeat."""
-        if not self._may_fetch() or self._is_fenced:
+        if not self._may_fetch() or self.is_fenced:
             self._note_short_threads()
             await self._orders.wait(_LOOK_UP_S)
         elif has_looked:

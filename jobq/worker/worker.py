@@ -22,11 +22,13 @@ import anyio
 from ..app import JobQ
 from ..broker.client import TROUBLE, check_server, connect
 from ..broker.scripts import UNPARKED_A_CALL, Broker
+from ..health import Check, Pulse
 from ..migrate import check as check_tables
 from ..outbox.database import is_unavailable
 from ..outbox.line import Line
 from ..settings import WorkerSettings
 from .burial import Undertaker
+from .checks import checks
 from .executor import Executor
 from .heartbeat import Heartbeat
 from .owned import Owned
@@ -65,6 +67,8 @@ class Worker:
         self.owned = Owned(self.settings.queues)
         self.announce: Callable[[Milestone], None] = lambda milestone: None
         """Told when this worker serves, and when it recycles."""
+        self.is_open = False
+        self.pulse = Pulse("worker", self.settings.frozen_after)
 
     async def run(self) -> int:
         """Serve until `orders.stopping`. Returns the exit code: 0, or 6 when something had to be left behind."""
@@ -129,6 +133,7 @@ class Worker:
             settler=self.settler,
             executor=self.executor,
             orders=self.orders,
+            pulse=self.pulse,
         )
         self.recycling = Recycling(
             settings, self.name, self.turns, self.owned, self.orders, lambda: self.announce("recycling")
@@ -137,9 +142,14 @@ class Worker:
         stack.callback(self.heartbeat.stop)
         self.heartbeat.start()
         self._warn_of_small_pool()
+        self.is_open = True
         fields = {"worker": self.name, "queues": _served(settings), "slots": settings.concurrency}
         log.info("worker ready", extra={"fields": fields})
         self.announce("ready")
+
+    def checks(self) -> list[Check]:
+        """What keeps this worker from its work, as far as it knows. Safe from any thread; asks nobody."""
+        return checks(self)
 
     def _make_heartbeat(self) -> Heartbeat:
         loop = asyncio.get_running_loop()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,10 +14,16 @@ from uuid import uuid4
 import asyncpg
 import pytest
 import redis
+from sqlalchemy.engine import make_url
 
+from jobq.broker.scripts import ADOPT_TOKEN
 from jobq.cli.failures import ExitCode
+from jobq.model import Entry
+from jobq.outbox.database import Database
 from jobq.outbox.follow import try_lead
-from tests.builders import Bench, beating, running
+from jobq.relay.leadership import Relay
+from jobq.settings import RelaySettings
+from tests.builders import Bench, any_id, beating, running
 from tests.commands import Commands
 from tests.waiting import until
 
@@ -52,29 +61,120 @@ async def findings(commands: Commands, *args: str, code: int, **env: str) -> dic
     return {finding["about"]: finding for finding in found}
 
 
-async def test_a_set_up_that_serves_is_well(bench, commands):
+@asynccontextmanager
+async def relaying(database_url: str, redis_url: str) -> AsyncIterator[None]:
+    """A relay that leads."""
+    database = Database.of(database_url)
+    relay, stopping = Relay(database, redis_url, "jobq", RelaySettings(detect_loss_every=0.1)), asyncio.Event()
+    serving = asyncio.create_task(relay.run(stopping))
+    await until(lambda: relay.is_leading, "it leads")
+    try:
+        yield
+    finally:
+        stopping.set()
+        await serving
+        await database.close()
+
+
+async def test_a_set_up_that_serves_is_well(bench, commands, database_url, redis_url):
     @bench.app.task(queue="mail")
     async def send() -> None: ...
 
     worker = await bench.worker(queues=("mail",), beat=0.1)
-    leader = await bench.app.database.connect(schema="jobq", name="a relay")
-    assert await try_lead(leader, "jobq")
     await bench.enqueue(send, delay=300)
 
-    found = await findings(commands, code=ExitCode.OK)
+    async with relaying(database_url, redis_url):
+        found = await findings(commands, code=ExitCode.OK)
 
     server = found.pop("postgresql")  # the tests' own runs without fsync
     assert server["found"].startswith("PostgreSQL ")
+    assert found.pop("persistence")["level"] == "note"  # nor does theirs keep a file
     assert {about: finding["level"] for about, finding in found.items()} == dict.fromkeys(
         [
-            *("versions", "tables", "primary", "snapshots", "redis", "eviction", "persistence", "relay", "workers"),
-            "oldest",
+            *("versions", "zones", "pooler", "tables", "primary", "connections", "clocks", "snapshots", "prepared"),
+            *("slots", "locks", "wake-up", "vacuum", "logging", "redis", "replica", "eviction", "memory", "relay"),
+            *("workers", "oldest"),
         ],
         "ok",
     )
     assert found["workers"]["found"] == f"1 live, with {worker.settings.concurrency} slots and 0 jobs"
     assert "sqlalchemy " in found["versions"]["found"]
+    assert " leads, connected for " in found["relay"]["found"]
+
+
+async def test_a_leader_that_pushes_nothing_is_told(bench, commands, monkeypatch):
+    monkeypatch.setattr("jobq.cli.findings.work._WATCHED_S", 0.6)
+    leader = await bench.app.database.connect(schema="jobq", name="a relay")
+    assert await try_lead(leader, "jobq")
+
+    found = await findings(commands, code=ExitCode.OK)
+
+    assert found["relay"]["level"] == "warn"
+    assert found["relay"]["found"].startswith(f"session {leader.get_server_pid()} leads, connected for ")
+    assert "has pushed nothing for 1 s" in found["relay"]["found"]
     leader.terminate()
+
+
+async def test_queues_and_tasks_that_no_live_worker_has_are_told(bench, commands, write):
+    @bench.app.task(queue="mail", name="send")
+    async def send() -> None: ...
+
+    elsewhere = await bench.second_app()
+
+    @elsewhere.task(queue="mail")
+    async def unheard_of() -> None: ...
+
+    await bench.worker(queues=("mail",), beat=0.1)
+    await bench.enqueue(unheard_of, delay=300)
+    await bench.enqueue(unheard_of, queue="later", delay=300)
+    await bench.broker.announce(["gone"])
+    await bench.broker.push("gone", [Entry.of(any_id(), 1, 2).raw], expected=ADOPT_TOKEN, token="by hand")
+    app = write("from jobq import JobQ\njobs = JobQ()\n@jobs.task(queue='news')\nasync def send() -> None: ...\n")
+
+    result = await commands.run("doctor", app, "--json")
+    found = [(f["level"], f["about"], f["found"]) for f in json.loads(result.stdout) if f["about"] in ("queue", "task")]
+
+    assert found == [
+        ("note", "queue", "no live worker serves gone, where Redis holds 1 entries of jobs that are gone"),
+        ("warn", "queue", "no live worker serves later (0 waiting, 1 later)"),
+        ("note", "queue", "no live worker serves news, which tasks of the application name"),
+        ("warn", "task", "no live worker of mail knows task unheard_of (1 jobs)"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grants", "about", "found", "others"),
+    [
+        (
+            "GRANT SELECT (id, generation, queue, priority, run_at, xid) ON jobq.outbox TO jobq_role;"
+            "GRANT SELECT ON jobq.dead, jobq.meta, jobq.alembic_version TO jobq_role",
+            "oldest",
+            "cannot be looked at: permission denied for table outbox",
+            ("vacuum", "relay", "workers"),
+        ),
+        (
+            "GRANT INSERT, SELECT (id) ON jobq.outbox TO jobq_role",
+            "postgresql",
+            "cannot be looked at: permission denied for table meta",
+            ("redis", "memory"),
+        ),
+    ],
+    ids=["relay", "web"],
+)
+async def test_what_a_role_may_not_see_is_told_with_the_grant_and_the_rest_is_looked_at(
+    bench, commands, database_url, grants, about, found, others
+):
+    await bench.db.execute(f"CREATE ROLE jobq_role LOGIN; GRANT USAGE ON SCHEMA jobq TO jobq_role; {grants}")
+    url = make_url(database_url).set(username="jobq_role").render_as_string(hide_password=False)
+    try:
+        all_found = await findings(commands, code=ExitCode.OK, JOBQ_DATABASE_URL=url)
+    finally:
+        await bench.db.execute("DROP OWNED BY jobq_role; DROP ROLE jobq_role")
+
+    assert all_found[about]["level"] == "warn"
+    assert all_found[about]["found"] == found
+    assert "GRANT USAGE ON SCHEMA jobq and SELECT ON jobq.outbox, jobq.dead, jobq.meta" in all_found[about]["remedy"]
+    assert set(others) <= set(all_found)
 
 
 async def test_jobs_that_nobody_brings_or_runs_fail(bench, commands):
@@ -228,7 +328,7 @@ async def test_a_replica_fails(bench, commands):
 
 
 async def test_a_transaction_open_for_long_is_found(bench, commands, database_url, monkeypatch):
-    monkeypatch.setattr("jobq.cli.findings._HELD_TOO_LONG_S", 0.0)
+    monkeypatch.setattr("jobq.cli.findings.transactions._HELD_TOO_LONG_S", 0.0)
     reader = await asyncpg.connect(database_url, server_settings={"application_name": "report"})
     await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1")
 

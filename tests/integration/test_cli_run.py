@@ -311,6 +311,9 @@ async def test_an_application_that_cannot_be_served_is_refused(start, tmp_path):
         (["--processes", "0"], "0 is not in the range 1<=x<=64"),
         (["--max-jobs", "0"], "0 is not in the range"),
         (["--max-rss", "lots"], "'lots' is no size: write bytes, or a number with K, M or G, like 512M or 1.5G"),
+        (["--health", "127.0.0.1:1", "--processes", "2"], "--health and --processes exclude each other"),
+        (["--health", "8080"], "'8080' is no HOST:PORT: write 127.0.0.1:8080"),
+        (["--frozen-after", "59"], "59.0 is not in the range x>=60"),
     ],
 )
 def test_what_a_worker_cannot_do_is_wrong_usage(args, sentence, tmp_path, monkeypatch):

@@ -12,6 +12,8 @@ import asyncpg
 import pytest
 
 from jobq.broker.client import connect
+from jobq.health import Pulse
+from jobq.outage import Outage
 from jobq.outbox import follow
 from jobq.outbox.database import Database
 from jobq.relay.leadership import Relay, stand_by
@@ -230,7 +232,17 @@ async def stand_by_for(
     """Stand by for some seconds, then stop."""
     stopping = asyncio.Event()
     settings = RelaySettings(**(FAST | {"takeover_after": takeover_after}))
-    standby = asyncio.ensure_future(stand_by(connection, leader.broker, SCHEMA, settings, stopping))
+    standby = asyncio.ensure_future(
+        stand_by(
+            connection,
+            leader.broker,
+            SCHEMA,
+            settings,
+            stopping,
+            pulse=Pulse("relay", 300.0),
+            outage=Outage("redis", "standby"),
+        )
+    )
     ends_at = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < ends_at:
         if takes_turns:

@@ -163,7 +163,7 @@ async def test_another_database_behind_the_url_is_refused_and_nothing_is_dropped
         await cut_lines(bench, worker)
 
         reading = asyncio.create_task(started(worker))
-        await until(lambda: worker.turns._database_outage._since is not None, "the database was refused")
+        await until(lambda: worker.turns.database_outage._since is not None, "the database was refused")
         stats_while_away = await bench.stats()
         working_while_away = await bench.working(worker)
         await bench.db.execute("DROP TABLE jobq.outbox")

@@ -190,7 +190,7 @@ async def test_a_worker_lives_through_an_outage_of_both_stores(shared_database_u
             for proxy in (postgres, redis):
                 proxy.is_refusing = True
                 proxy.cut()
-            await until(lambda: worker.turns._redis_outage._since, "the outage was noticed")
+            await until(lambda: worker.turns.redis_outage._since, "the outage was noticed")
             for proxy in (postgres, redis):
                 proxy.is_refusing = False
             ids = [await bench.enqueue(note, number) for number in range(5)]
