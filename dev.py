@@ -24,12 +24,14 @@ STAMP = "jobq-dev.json"
 LOCK = "jobq-dev.lock"
 USAGE = """usage: python3 dev.py demo  [arguments of `jobq demo`]
        python3 dev.py test  [arguments of pytest]
-       python3 dev.py bench [arguments of the benchmarks]"""
+       python3 dev.py bench [arguments of the benchmarks]
+       python3 dev.py reference  (writes docs/cli.md)"""
 # command: the extra of pyproject.toml it needs, the program in the environment, its first arguments
 COMMANDS = {
     "demo": ("demo", "jobq", ["demo"]),
     "test": ("dev", "python", ["-m", "pytest", "-n", "auto", "--maxprocesses", "4"]),
     "bench": ("dev", "python", ["-m", "benchmarks"]),
+    "reference": ("dev", "python", ["-m", "tests.reference"]),
 }
 
 

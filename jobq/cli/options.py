@@ -17,7 +17,7 @@ from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import click
 
@@ -245,10 +245,10 @@ def _database_of(jobs: JobQ) -> str | None:
     return url.render_as_string(hide_password=False) if url.host or url.database or url.query else None
 
 
-def _place(url: str) -> tuple[str, ...]:
-    """What two URLs of one place have in common: not the driver, and not who logs in."""
+def _place(url: str) -> tuple[object, ...]:
+    """What two URLs of one place have in common: not the driver, not who logs in, not how it is quoted."""
     parts = urlsplit(url)
-    return (parts.netloc.rpartition("@")[2], parts.path, parts.query)
+    return (parts.netloc.rpartition("@")[2], parts.path, *sorted(parse_qsl(parts.query)))
 
 
 def _import(name: str) -> Any:

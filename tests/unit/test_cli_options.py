@@ -174,6 +174,15 @@ def test_what_the_code_gives_wins_and_stderr_says_so(run, write):
     ]
 
 
+def test_a_url_quoted_in_another_way_is_the_same_place(run, write):
+    name = write(
+        "from jobq import JobQ\nfrom sqlalchemy.ext.asyncio import create_async_engine\n"
+        "jobs = JobQ(database=create_async_engine('postgresql+asyncpg://u@/a?host=%2Frun%2Fpg&port=1'))"
+    )
+
+    assert run(f"{name}:jobs", JOBQ_DATABASE_URL="postgresql://u@/a?port=1&host=/run/pg").stderr == ""
+
+
 @pytest.mark.parametrize("given", ["postgresql://other@h:5432/a", "postgresql+asyncpg://u:pw@h:5432/a"])
 def test_the_engine_of_an_application_is_compared_by_place(run, write, given):
     name = write(
