@@ -5,7 +5,7 @@
 FROM python:3.13-slim AS build
 RUN python -m venv /opt/jobq
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE jobq_pytest.py ./
 COPY jobq jobq
 COPY migrations migrations
 COPY examples examples

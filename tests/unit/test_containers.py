@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,16 @@ def test_what_the_image_copies_is_there_and_is_not_ignored() -> None:
     for source in sources:
         assert (ROOT / source).exists()
         assert f"!{source.partition('/')[0]}" in ignored
+
+
+def test_the_image_copies_all_that_the_wheel_is_made_of() -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    wheel = build["targets"]["wheel"]
+    first_stage = instructions()[: [name for name, _ in instructions()].index("FROM", 1)]
+    copied = {source for name, value in first_stage if name == "COPY" for source in value.split()[:-1]}
+
+    needed = {*wheel["packages"], *(source.partition("/")[0] for source in wheel["force-include"])}
+    assert needed | {"pyproject.toml", "README.md", "LICENSE"} <= copied
 
 
 def test_the_image_has_what_the_shop_imports() -> None:
