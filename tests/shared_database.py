@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from uuid import uuid4
 
-import asyncpg
+import psycopg
 import pytest
 
 from jobq.testing.servers import ServerUrls, database
@@ -33,11 +33,8 @@ def shared_database(servers: ServerUrls, template_database: str) -> Iterator[str
 
 
 @pytest.fixture
-async def shared_database_url(shared_database: str) -> str:
-    """The URL of a migrated database with nothing in it."""
-    connection = await asyncpg.connect(shared_database)
-    try:
-        await connection.execute(_CLEAN)
-    finally:
-        await connection.close()
+def shared_database_url(shared_database: str) -> str:
+    """The URL of a migrated database with nothing in it. Synchronous, for synchronous tests ask for it too."""
+    with psycopg.connect(shared_database, autocommit=True) as connection:
+        connection.execute(_CLEAN)
     return shared_database
