@@ -13,7 +13,7 @@ T = TypeVar("T")
 POLL_S = 0.005
 
 
-async def until(condition: Callable[[], T | Awaitable[T]], message: str, deadline: float = 10) -> T:
+async def until(condition: Callable[[], T | Awaitable[T]], message: str, deadline: float = 30) -> T:
     """Return the condition's first true result, sync or async; fail with the message after `deadline` s."""
     ends_at = time.monotonic() + deadline
     while True:

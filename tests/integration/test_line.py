@@ -88,7 +88,6 @@ async def test_one_user_at_a_time(line: Line) -> None:
 async def test_a_network_that_swallows_everything_raises_after_the_deadline(
     shared_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line_module, "DEADLINE_S", 0.1)
     async with postgres_proxy(shared_database_url) as (proxy, through):
         database = Database.of(through)
         line = Line(database, "jobq", "jobq:test")
@@ -96,13 +95,15 @@ async def test_a_network_that_swallows_everything_raises_after_the_deadline(
             pass
         proxy.is_black_hole = True
 
-        with pytest.raises(TimeoutError):
-            async with line.open() as connection:
-                await connection.execute("SELECT 1")
-        # And while it connects.
-        with pytest.raises(TimeoutError):
-            async with line.open():
-                pass
+        with monkeypatch.context() as patched:
+            patched.setattr(line_module, "DEADLINE_S", 0.1)
+            with pytest.raises(TimeoutError):
+                async with line.open() as connection:
+                    await connection.execute("SELECT 1")
+            # And while it connects.
+            with pytest.raises(TimeoutError):
+                async with line.open():
+                    pass
 
         proxy.is_black_hole = False
         proxy.cut()

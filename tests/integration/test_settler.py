@@ -200,12 +200,13 @@ async def test_while_postgresql_is_away_nothing_is_dropped(cut: Cut) -> None:
 async def test_a_network_that_swallows_everything_is_given_up_after_a_deadline(
     cut: Cut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(line, "DEADLINE_S", 0.1)
     bench = cut.bench
     worker, job_id = await run_to_its_end(bench, "complete")
     cut.postgres.is_black_hole = True
 
-    await asyncio.wait_for(worker.settler.step(), 5)
+    with monkeypatch.context() as patched:
+        patched.setattr(line, "DEADLINE_S", 0.1)
+        await asyncio.wait_for(worker.settler.step(), 5)
 
     assert worker.settler.pending == 1
     cut.postgres.is_black_hole = False
