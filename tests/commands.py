@@ -17,6 +17,7 @@ import anyio.to_thread
 from click.testing import CliRunner, Result
 
 from jobq.cli import cli
+from tests.leaks import logging_kept
 from tests.waiting import until
 
 
@@ -29,7 +30,8 @@ class Commands:
     async def run(self, *args: object, **env: str | None) -> Result:
         """Run to the end, with nobody to be asked."""
         invoke = partial(CliRunner().invoke, cli, list(map(str, args)), env=_clean() | self._urls | env)
-        return await anyio.to_thread.run_sync(invoke)
+        with logging_kept():  # a command configures it
+            return await anyio.to_thread.run_sync(invoke)
 
     async def json(self, *args: object, code: int = 0, **env: str) -> Any:
         """Run with --json to this exit code, and return what was printed."""

@@ -6,11 +6,13 @@ All of it comes from jobq's own pytest plugin; here it has the short names that 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 
 from jobq.testing.servers import ServerUrls, Templates
 from jobq_pytest import nothing
+from tests.leaks import Surroundings
 
 # A run in the background of a script ignores Ctrl-C, and so would every process that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -20,6 +22,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """Fail the test that leaves something behind, not those after it. It is made first, so it looks last."""
+    before = Surroundings.now()
+    yield
+    assert before.left_behind() == []
 
 
 @pytest.fixture(scope="session")

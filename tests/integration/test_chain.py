@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from sqlalchemy.engine import make_url
 from jobq import migrate
 from jobq.cli import cli
 from jobq.errors import ConfigurationError, SchemaMismatch
+from tests.leaks import logging_kept
 
 ROOT = Path(__file__).parents[2]
 HEAD = migrate.heads()[0]
@@ -105,20 +105,9 @@ def empty(database_url: str) -> str:
 def chain(empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Chain]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    with logging_restored():  # an env.py switches every logger off that its alembic.ini does not name
+    with logging_kept():  # an env.py switches every logger off that its alembic.ini does not name
         yield Chain(tmp_path, empty)
     sys.modules.pop("chain_models", None)
-
-
-@contextmanager
-def logging_restored() -> Iterator[None]:
-    names = [name for name, value in logging.root.manager.loggerDict.items() if isinstance(value, logging.Logger)]
-    loggers = [logging.root, *map(logging.getLogger, names)]
-    before = [(logger, logger.disabled, logger.level, logger.handlers[:]) for logger in loggers]
-    yield
-    for logger, disabled, level, handlers in before:
-        logger.disabled, logger.handlers[:] = disabled, handlers
-        logger.setLevel(level)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from jobq.cli.failures import ExitCode
 from jobq.embedded.account import ELSEWHERE, Account
 from tests.commands import Process, started
 from tests.integration.test_cli_run import commit, marked
+from tests.leaks import process_kept
 from tests.markdown import blocks
 from tests.waiting import until
 
@@ -200,7 +201,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ids=["no app", "no attribute", "no url", "no folder", "watch or not", "no private servers"],
 )
 def test_what_cannot_be_run_is_said_before_a_server_starts(here: Path, args, code, sentence) -> None:
-    result = CliRunner().invoke(cli, ["dev", *args])
+    with process_kept():
+        result = CliRunner().invoke(cli, ["dev", *args])
 
     assert result.exit_code == code
     assert sentence in result.stderr
@@ -225,7 +227,8 @@ def test_without_the_extra_the_remedies_are_named(folder: Path, here: Path, monk
     monkeypatch.setattr(embedded, "start", missing)
     monkeypatch.setattr(dev_module, "default_folder", lambda *_: folder / ".jobq")
 
-    result = CliRunner().invoke(cli, ["dev", "shop:jobs", *args])
+    with process_kept():
+        result = CliRunner().invoke(cli, ["dev", "shop:jobs", *args])
 
     assert result.exit_code == ExitCode.FAILED
     assert sentence in result.stderr

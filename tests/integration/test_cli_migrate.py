@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 from jobq import migrate
 from jobq.cli import cli
 from jobq.cli.failures import ExitCode
+from tests.leaks import process_kept
 from tests.waiting import until
 
 HEAD = migrate.heads()[0]
@@ -37,13 +38,11 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name in ("APP", "DATABASE_URL", "REDIS_URL", "SCHEMA", "DEBUG", "LOG_FORMAT", "LOG_LEVEL"):
         monkeypatch.delenv(f"JOBQ_{name}", raising=False)
-    root, alembic = logging.getLogger(), logging.getLogger("alembic")
-    handlers, levels = root.handlers[:], (root.level, alembic.level)
-    root.handlers[:] = []
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    alembic.setLevel(levels[1])
+    with process_kept():
+        logging.root.handlers[:] = []
+        yield
+    for name in [name for name in sys.modules if name.startswith("shop_")]:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -198,9 +197,11 @@ def start(*args: str) -> subprocess.Popen[str]:
 
 
 async def waiting_migrators(connection: asyncpg.Connection, number: int) -> bool:
+    """Tell whether so many have been refused the lock: one whose statement still runs may yet get it."""
     return number == await connection.fetchval(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'jobq migrate'"
-        " AND datname = current_database() AND (query = 'COMMIT;' OR query LIKE '%advisory_lock%')"
+        " AND datname = current_database() AND state <> 'active'"
+        " AND (query = 'COMMIT;' OR query LIKE '%advisory_lock%')"
     )
 
 

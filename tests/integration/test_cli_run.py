@@ -16,6 +16,7 @@ from jobq.cli import cli
 from jobq.cli.failures import ExitCode
 from jobq.model import new_job_id
 from tests.commands import Commands, Process, started
+from tests.leaks import process_kept
 from tests.waiting import until
 
 SHOP = """
@@ -319,7 +320,8 @@ async def test_an_application_that_cannot_be_served_is_refused(start, tmp_path):
 def test_what_a_worker_cannot_do_is_wrong_usage(args, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    result = CliRunner().invoke(cli, ["worker", "shop:jobs", *args])
+    with process_kept():
+        result = CliRunner().invoke(cli, ["worker", "shop:jobs", *args])
 
     assert result.exit_code == ExitCode.USAGE
     assert sentence in result.stderr

@@ -27,6 +27,7 @@ from jobq.settings import RelaySettings
 from jobq.worker.worker import Worker
 from tests.builders import Bench, Gate, running
 from tests.faults.proxy import postgres_proxy, redis_proxy
+from tests.leaks import process_kept
 from tests.probing import ask, ask_now, failing
 from tests.waiting import until
 
@@ -392,7 +393,8 @@ def test_a_port_in_use_ends_a_process_before_anything_starts(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
 
-        result = CliRunner().invoke(cli, [command, "probed_shop:jobs", "--health", address], env=urls)
+        with process_kept():
+            result = CliRunner().invoke(cli, [command, "probed_shop:jobs", "--health", address], env=urls)
 
     sys.modules.pop("probed_shop")
     assert result.exit_code == ExitCode.FAILED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import UUID
 
@@ -40,15 +42,21 @@ WEB_PAGES = ["fastapi", "litestar"]
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
     """Let the modules of a folder be imported, and forget them afterwards."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(folder))
+    # The shop of examples/, whose tests may have run in this process, would be found first: it has an __init__.py.
+    path, others = sys.path[:], forget_shops()
+    sys.path[:] = [str(folder), *(entry for entry in path if not Path(entry, "shop").is_dir())]
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
-        for name in set(sys.modules) - before:
-            if str(folder) in str(getattr(sys.modules[name], "__file__", "")) or name in ("shop", "mysite"):
-                del sys.modules[name]
+        sys.path[:] = path
+        forget_shops()
+        sys.modules.update(others)
+
+
+def forget_shops() -> dict[str, ModuleType]:
+    """Make `import shop` look for it again; returns the modules that were there."""
+    names = [name for name in sys.modules if name.partition(".")[0] == "shop"]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 @asynccontextmanager
@@ -84,6 +92,8 @@ async def web(
         "jobs.py",
         "web.py",
     }
+    if request.param == "litestar":  # it would configure the root logger, and start a thread that writes
+        monkeypatch.setattr("litestar.logging.config.LoggingConfig.configure", lambda _: logging.getLogger)
     with importable(tmp_path):
         shop, app = import_module("shop.jobs"), import_module("shop.web").app
         lifespan = app.lifespan() if request.param == "litestar" else app.router.lifespan_context(app)

@@ -49,7 +49,7 @@ async def releases(
     await relay
     for database in (relaying, before.jobs.database, after.jobs.database):
         await database.close()
-    for name in names:
+    for name in (*names, "before", "after"):
         del sys.modules[name]
 
 
