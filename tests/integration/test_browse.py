@@ -18,6 +18,12 @@ SCHEMA = "jobq"
 
 
 @pytest.fixture
+def database_url(shared_database_url: str) -> str:
+    """These tests leave jobq's tables as they are, and share a database."""
+    return shared_database_url
+
+
+@pytest.fixture
 async def db(database_url: str) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(database_url)
     yield connection

@@ -57,8 +57,8 @@ class Aftermath:
 
 
 @pytest.fixture
-async def aftermath(database_url: str, redis_url: str) -> AsyncIterator[Aftermath]:
-    async with Stores.open(database_url, redis_url, QUEUES) as stores:
+async def aftermath(shared_database_url: str, redis_url: str) -> AsyncIterator[Aftermath]:
+    async with Stores.open(shared_database_url, redis_url, QUEUES) as stores:
         for statement in shop_tables():
             await stores.rows(statement)
         await stores.rows("INSERT INTO product VALUES ('cup', 650, 10)")
