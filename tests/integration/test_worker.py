@@ -238,8 +238,12 @@ async def test_an_idle_worker_stops_without_waiting_for_the_bell(bench: Bench, m
     monkeypatch.setattr(turns_module, "_BELL_S", 3600.0)
     worker = a_worker(bench)
     async with running(worker) as run:
-        await is_ready(bench, worker)
+        await until(lambda: is_blocked(bench), "it waits for the bell")
         assert await stop(worker, run) == 0
+
+
+async def is_blocked(bench: Bench) -> bool:
+    return any("b" in client["flags"] for client in await bench.redis.client_list())
 
 
 async def test_running_jobs_have_their_grace_and_are_told(bench: Bench) -> None:
