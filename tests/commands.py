@@ -51,7 +51,7 @@ class Process:
     def said(self) -> str:
         return self._log.read_text()
 
-    async def says(self, phrase: str, *, times: int = 1, deadline: float = 20) -> None:
+    async def says(self, phrase: str, *, times: int = 1, deadline: float = 30) -> None:
         """Wait until it has said something so often."""
 
         def has_said() -> bool:
@@ -66,7 +66,7 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    async def ends(self, deadline: float = 20) -> int:
+    async def ends(self, deadline: float = 30) -> int:
         """Wait for its end; returns the exit code."""
         await until(lambda: self._process.poll() is not None, f"the process ended; it said:\n{self.said}", deadline)
         return self._process.returncode
