@@ -1,7 +1,6 @@
 """What the relay asks of PostgreSQL: new rows since a snapshot, rows that come due, pages of the walk.
 
-Invariant: reads only, but for the janitor's deletes at the end; and every question that the relay's turn waits for
-has a deadline. Called by relay. Calls statement.
+Invariant: reads only, but for the janitor's deletes at the end; and every question has a deadline. Called by relay. Calls statement.
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ _CHANNEL = "jobq"
 
 ANSWER_TIMEOUT_S = 30.0
 """A connection that says nothing for this long leads nowhere any more."""
+TIDY_LOCK_TIMEOUT_S = 2.0
+"""How long the janitor waits for a table that somebody has locked."""
 
 _keep_alive = Statement("keep_alive")
 _snapshot = Statement("snapshot")
@@ -36,6 +37,7 @@ _reread = Statement("reread")
 _try_lock = Statement("try_lock")
 _unlock = Statement("unlock")
 _end_leader = Statement("end_leader")
+_begin_tidy = Statement("begin_tidy")
 _tidy = (Statement("tidy_keys"), Statement("tidy_steps"))
 _tidy_dead = Statement("tidy_dead")
 
@@ -171,9 +173,13 @@ async def _ask(statement: Statement, connection: asyncpg.Connection, schema: str
 
 
 async def tidy(connection: asyncpg.Connection, schema: str, *, dead_kept_s: float, limit: int) -> int:
-    """Delete at most `limit` rows of each kind that have outlived their use; returns how many went."""
+    """Delete at most `limit` rows of each kind that have outlived their use, or none; returns how many went."""
     gone: list[Any] = []
-    for statement in _tidy:
-        gone += await statement.on(connection, schema, limit=limit)
-    gone += await _tidy_dead.on(connection, schema, kept_s=dead_kept_s, limit=limit)
+    async with connection.transaction():
+        lock = f"{round(1000 * TIDY_LOCK_TIMEOUT_S)}ms"
+        # The server ends what takes too long: it would not notice that nobody waits for it any more.
+        await _ask(_begin_tidy, connection, schema, lock=lock, longest=f"{round(1000 * ANSWER_TIMEOUT_S / 2)}ms")
+        for statement in _tidy:
+            gone += await _ask(statement, connection, schema, limit=limit)
+        gone += await _ask(_tidy_dead, connection, schema, kept_s=dead_kept_s, limit=limit)
     return len(gone)

@@ -1,12 +1,15 @@
 """The janitor: deletes idempotency keys, steps and dead jobs that have outlived their use, a little at a time.
 
-Called by leadership, while it leads. Calls outbox.follow.
+Invariant: no turn of the relay waits for it, and whatever it meets, it tries again later. Called by leadership. Calls
+outbox.follow.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from ..outbox import follow
 from ..outbox.database import Database
@@ -25,7 +28,22 @@ class Janitor:
         self._database = database
         self._schema = schema
         self._settings = settings
-        self._next = time.monotonic() + settings.tidy_every
+        self._put_off(settings.tidy_every)
+
+    async def run(self, is_leading: Callable[[], bool]) -> None:
+        """Tidy while `is_leading`, until cancelled."""
+        while True:
+            await asyncio.sleep(max(0.0, self._next - time.monotonic()))
+            if not is_leading():
+                self._put_off(self._settings.tidy_every)
+                continue
+            try:
+                await self.step()
+            except Exception as error:  # noqa: BLE001  the loop runner: what it cannot do now it can do later
+                # It may be alone with its trouble: rights, a lock, no connection left. Its relay leads on.
+                problem = f"{type(error).__name__}: {error}"
+                log.warning("could not tidy, trying again later", extra={"fields": {"error": problem}})
+                self._put_off(self._settings.tidy_every)
 
     async def step(self) -> None:
         """Delete a few rows, if it is time."""
@@ -40,4 +58,7 @@ class Janitor:
         if gone:
             log.info("tidied", extra={"fields": {"rows": gone}})
         is_more = gone >= _ROWS_A_STEP
-        self._next = time.monotonic() + (_PAUSE_BETWEEN_STEPS_S if is_more else self._settings.tidy_every)
+        self._put_off(_PAUSE_BETWEEN_STEPS_S if is_more else self._settings.tidy_every)
+
+    def _put_off(self, seconds: float) -> None:
+        self._next = time.monotonic() + seconds

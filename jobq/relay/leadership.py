@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 
+import anyio
 import asyncpg
 
 from ..broker.client import TROUBLE, UNAVAILABLE, check_server, connect
@@ -59,12 +60,16 @@ class Relay:
     async def run(self, stopping: asyncio.Event) -> None:
         """Serve until `stopping` is set."""
         self.pulse.begin()
-        while not stopping.is_set():
-            self.pulse.tick()
-            try:
-                await self._serve(stopping)
-            except Exception as error:  # noqa: BLE001  the loop runner: whatever broke, start again
-                await pause(self._trouble(error), stopping)
+        async with anyio.create_task_group() as group:
+            janitor = Janitor(self._database, self._schema, self._settings)
+            group.start_soon(janitor.run, lambda: self.is_leading)
+            while not stopping.is_set():
+                self.pulse.tick()
+                try:
+                    await self._serve(stopping)
+                except Exception as error:  # noqa: BLE001  the loop runner: whatever broke, start again
+                    await pause(self._trouble(error), stopping)
+            group.cancel_scope.cancel()
         self.pulse.rest()
         await self._client.aclose()
 
@@ -97,13 +102,11 @@ class Relay:
             ):
                 return
             self._leader = leader = await Leader.start(connection, broker, self._schema, self._settings)
-            janitor = Janitor(self._database, self._schema, self._settings)
             self.is_leading = True
             log.info("relay leads", extra={"fields": {"schema": self._schema}})
             while not stopping.is_set():
                 self.pulse.tick()
                 await pause(await leader.step(), stopping, leader.woken)
-                await janitor.step()
         finally:
             self.is_leading = False
             self._is_standing_by = False

@@ -13,7 +13,9 @@ from jobq.outbox import follow
 from jobq.outbox.database import Database
 from jobq.relay.janitor import Janitor
 from jobq.settings import RelaySettings
+from tests.integration.test_leadership import leader_pids, running, until_pushed
 from tests.relay_rows import SCHEMA, add, own_connection
+from tests.waiting import until
 
 YEAR_S = 365 * 86_400.0
 
@@ -133,3 +135,42 @@ async def test_the_janitor_waits_its_interval_and_goes_on_soon_while_there_is_mu
     janitor._next -= 0.2
     await janitor.step()
     assert await database.fetchval("SELECT count(*) FROM jobq.dead") == 0
+
+
+async def test_jobs_are_pushed_while_the_janitor_waits_for_a_table_that_somebody_has_locked(
+    database: asyncpg.Connection, database_url: str, redis_url: str
+) -> None:
+    async with running(database_url, redis_url, tidy_every=0.01) as relay:
+        await until(lambda: relay.leads, "it leads")
+        async with own_connection(database_url) as other, other.transaction():
+            await other.execute("LOCK TABLE jobq.dead IN ACCESS EXCLUSIVE MODE")
+            await until(lambda: waits(database), "the janitor waits for the lock")
+            await until_pushed(redis_url, database, await add(database))
+
+
+async def test_a_janitor_that_fails_tries_again_and_its_relay_leads_on(
+    database: asyncpg.Connection,
+    database_url: str,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(follow, "TIDY_LOCK_TIMEOUT_S", 0.02)
+    await add_dead(database, age_s=YEAR_S)
+    async with running(database_url, redis_url, tidy_every=0.01) as relay:
+        async with own_connection(database_url) as other, other.transaction():
+            await other.execute("LOCK TABLE jobq.dead IN ACCESS EXCLUSIVE MODE")
+            await until(lambda: relay.leads, "it leads")
+            leaders = await leader_pids(database)
+            await until(lambda: "could not tidy, trying again later" in caplog.messages, "the janitor has failed")
+        await until(lambda: is_empty(database, "jobq.dead"), "the janitor has tidied")
+        assert await leader_pids(database) == leaders
+
+
+async def waits(database: asyncpg.Connection) -> bool:
+    query = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'jobq:janitor' AND wait_event_type = 'Lock'"
+    return await database.fetch(query) != []
+
+
+async def is_empty(database: asyncpg.Connection, table: str) -> bool:
+    return await database.fetch(f"SELECT 1 FROM {table} LIMIT 1") == []
