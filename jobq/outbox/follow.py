@@ -1,6 +1,7 @@
 """What the relay asks of PostgreSQL: new rows since a snapshot, rows that come due, pages of the walk.
 
-Invariant: reads only, but for the janitor's deletes at the end; and every question has a deadline. Called by relay. Calls statement.
+Invariant: reads only, but for the janitor's deletes at the end; and every question has a deadline. Called by
+relay. Calls statement.
 """
 
 from __future__ import annotations

@@ -158,10 +158,12 @@ async def stand_by(
         pulse.tick()
         if await follow.try_lead(connection, schema):
             return True
+        # Before it reads: a standby that is held up while it looks has seen nothing of the time that goes by.
+        looked_at = time.monotonic()
         tokens = await _read_tokens(broker, outage)
         if tokens is None or tokens != watched:
             watched, still_since = tokens or {}, time.monotonic()
-        elif time.monotonic() - still_since > settings.takeover_after and await _takes_writes(broker):
+        elif looked_at - still_since > settings.takeover_after and await _takes_writes(broker):
             ended = await follow.end_leader(connection, schema)
             log.warning("ended a leader that did nothing", extra={"fields": {"sessions": ended}})
             still_since = time.monotonic()

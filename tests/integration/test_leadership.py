@@ -12,10 +12,12 @@ import asyncpg
 import pytest
 
 from jobq.broker.client import connect
+from jobq.broker.scripts import Broker
 from jobq.health import Pulse
 from jobq.outage import Outage
 from jobq.outbox import follow
 from jobq.outbox.database import Database
+from jobq.relay import leadership
 from jobq.relay.leadership import Relay, stand_by
 from jobq.settings import RelaySettings
 from tests.faults.proxy import postgres_proxy, redis_proxy
@@ -171,12 +173,52 @@ async def test_a_silent_leader_is_ended_and_its_pushes_are_refused(
                 await silent.leader.step()
 
 
+class SetClock:
+    """A monotonic clock that the test sets: a slow machine makes no leader seem silent."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 async def test_a_leader_that_moves_its_token_is_left_alone(
-    database_url: str, redis_url: str, database: asyncpg.Connection
+    database_url: str, redis_url: str, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_relay(database_url, redis_url, detect_loss_every=0.01) as leader:
+    clock = SetClock()
+    monkeypatch.setattr(leadership, "time", clock)
+    async with open_relay(database_url, redis_url, detect_loss_every=1e-6) as leader:
         assert await follow.try_lead(leader.connection, SCHEMA)
-        await stand_by_for(leader, database, seconds=1.0, takes_turns=True)
+        async with standing_by(leader, database):
+            for _ in range(50):
+                await leader.leader.step()
+                clock.now += 0.06
+                await asyncio.sleep(0.01)
+        assert not leader.connection.is_closed()
+
+
+async def test_a_leader_is_left_alone_by_a_standby_that_was_stopped_while_it_looked(
+    database_url: str, redis_url: str, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, looks, read_tokens = SetClock(), 0, leadership._read_tokens
+
+    async def read(broker: Broker, outage: Outage) -> dict[str, bytes | None] | None:
+        nonlocal looks
+        looks += 1
+        tokens = await read_tokens(broker, outage)
+        if looks == 2:
+            clock.now += 60
+            await leader.leader.step()
+        return tokens
+
+    monkeypatch.setattr(leadership, "time", clock)
+    monkeypatch.setattr(leadership, "_read_tokens", read)
+    async with open_relay(database_url, redis_url, detect_loss_every=1e-6) as leader:
+        assert await follow.try_lead(leader.connection, SCHEMA)
+        await leader.turn()
+        async with standing_by(leader, database):
+            await until(lambda: looks > 4, "it has looked again")
         assert not leader.connection.is_closed()
 
 
@@ -188,7 +230,7 @@ async def test_no_leader_is_ended_because_redis_is_full(
         await leader.turn()
         await leader.broker.client.config_set("maxmemory", 1)
         try:
-            await stand_by_for(leader, database, seconds=1.0, takes_turns=False)
+            await stand_by_for(leader, database, seconds=1.0)
         finally:
             await leader.broker.client.config_set("maxmemory", 0)
         assert not leader.connection.is_closed()
@@ -203,7 +245,7 @@ async def test_no_leader_is_ended_because_redis_cannot_be_read(
         await leader.turn()
         proxy.is_refusing = True
         proxy.cut()
-        await stand_by_for(leader, database, seconds=1.0, takes_turns=False)
+        await stand_by_for(leader, database, seconds=1.0)
         assert not leader.connection.is_closed()
 
 
@@ -217,39 +259,41 @@ async def test_a_leader_has_its_time_again_after_redis_was_away(
         later(0.3, setattr, proxy, "is_refusing", True)
         later(0.3, proxy.cut)
         later(1.8, setattr, proxy, "is_refusing", False)
-        await stand_by_for(leader, database, seconds=2.1, takes_turns=False, takeover_after=1.2)
+        await stand_by_for(leader, database, seconds=2.1, takeover_after=1.2)
         assert not leader.connection.is_closed()
 
 
 async def stand_by_for(
-    leader: RelayUnderTest,
-    connection: asyncpg.Connection,
-    *,
-    seconds: float,
-    takes_turns: bool,
-    takeover_after: float = 0.1,
+    leader: RelayUnderTest, connection: asyncpg.Connection, *, seconds: float, takeover_after: float = 0.1
 ) -> None:
-    """Stand by for some seconds, then stop."""
+    """Stand by for some seconds beside a leader that takes no turns, then stop."""
+    async with standing_by(leader, connection, takeover_after=takeover_after) as standby:
+        await asyncio.wait({standby}, timeout=seconds)
+
+
+@asynccontextmanager
+async def standing_by(
+    leader: RelayUnderTest, connection: asyncpg.Connection, *, takeover_after: float = 0.1
+) -> AsyncIterator[asyncio.Future[bool]]:
+    """Stand by during the block, which must leave the lead where it is."""
     stopping = asyncio.Event()
-    settings = RelaySettings(**(FAST | {"takeover_after": takeover_after}))
     standby = asyncio.ensure_future(
         stand_by(
             connection,
             leader.broker,
             SCHEMA,
-            settings,
+            RelaySettings(**(FAST | {"takeover_after": takeover_after})),
             stopping,
             pulse=Pulse("relay", 300.0),
             outage=Outage("redis", "standby"),
         )
     )
-    ends_at = asyncio.get_running_loop().time() + seconds
-    while asyncio.get_running_loop().time() < ends_at:
-        if takes_turns:
-            await leader.leader.step()
-        await asyncio.wait({standby}, timeout=0.01)
-    stopping.set()
-    assert await standby is False
+    try:
+        yield standby
+    finally:
+        stopping.set()
+        leads = await standby
+    assert not leads
 
 
 async def test_both_stores_may_go_away_and_come_back(
