@@ -61,6 +61,11 @@ _CACHE_SIZE = "prepared_statement_cache_size"
 """SQLAlchemy's word for it, so that one URL serves both."""
 _STATEMENTS_KEPT = 100
 
+_KEEP = "BEGIN; UNLISTEN *; COMMIT; BEGIN ISOLATION LEVEL READ COMMITTED"
+"""A pooler leaves a session to whoever is in a transaction, and closes it if that one dies there. In one message, so
+that it is one session: who listens (it may be left from our probe) and stays in a transaction holds up the
+notifications of the whole server, until none fit."""
+
 _LOST_SESSION = (
     "the database URL leads through a pooler in transaction mode, where a lock does not stay with its connection: use "
     "a URL that leads to PostgreSQL itself, or to the pooler in session mode"
@@ -137,8 +142,7 @@ class Database:
                 if await self._is_session_kept(connection):
                     await _set(connection, _SESSION | {"application_name": name}, is_local=False)
                 elif holds_locks:
-                    # A pooler leaves a session to whoever is in a transaction, and closes it if that one dies there.
-                    await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+                    await connection.execute(_KEEP)
                     await _set(connection, _SESSION | _ENDLESS | {"application_name": name}, is_local=True)
                 else:
                     await _require_read_committed(connection)

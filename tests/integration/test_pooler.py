@@ -178,6 +178,25 @@ async def test_the_next_relay_leads_when_one_behind_transaction_mode_is_killed(
         await until(lambda: next_one.is_leading, "the other leads")
 
 
+@with_pgbouncer
+async def test_the_session_that_a_relay_keeps_listens_to_nothing(database_url: str) -> None:
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(pgbouncer(database_url, sessions=1))
+        listener = await asyncpg.connect(url, statement_cache_size=0)
+        stack.callback(listener.terminate)
+        await listener.execute("LISTEN left_behind")
+        database = Database.of(url + NO_CACHE)
+        stack.push_async_callback(database.close)
+
+        own = await database.connect(schema="jobq", name="jobq:relay", holds_locks=True)
+        stack.callback(own.terminate)
+
+        # In a transaction that never ends it would hold up the notifications of the whole server, until none fit.
+        assert await own.fetch("SELECT pg_listening_channels()") == []
+        assert own.is_in_transaction()
+        assert await own.fetchval("SHOW transaction_isolation") == "read committed"
+
+
 EXPIRED_KEY = """
     INSERT INTO jobq.idempotency_key (scope, key, job_id, expires_at)
     VALUES ('task', 'key', gen_random_uuid(), now() - interval '1 s')
