@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import (
     async_sessionmaker,
     create_async_engine,
 )
+from sqlalchemy.util import greenlet_spawn
 
 from ..errors import ConfigurationError, SchemaMismatch, WrongDatabase
 from .pooler import keeps_session
@@ -180,7 +181,9 @@ class Database:
 
     async def _open(self) -> asyncpg.Connection:
         try:
-            pooled = await self.engine.raw_connection()
+            # Made as the application's pool makes them, and not out of it: jobs that fill it, or wait for it, hold
+            # up no relay and no settling.
+            pooled = await greenlet_spawn(self.engine.sync_engine.pool.recreate().connect)
         except Exception as error:
             # SQLAlchemy wraps what the driver raises while it connects: a server that starts or stops, say.
             _explain_lost_statements(error)

@@ -10,7 +10,7 @@ from uuid import UUID
 import anyio.to_thread
 import asyncpg
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
@@ -337,8 +337,21 @@ async def test_an_error_of_the_application_is_not_unavailability(database_url):
     assert not is_unavailable(ValueError())
 
 
-async def test_a_full_pool_is_a_pool_timeout(database_url):
+async def test_a_full_pool_is_unavailable(database_url):
     small_pool = engine_for(database_url, pool_size=1, max_overflow=0, pool_timeout=0.05)
     async with small_pool as engine, engine.connect():
-        with pytest.raises(PoolTimeout):
-            await Database.of(engine).connect(schema="jobq", name="jobq:test")
+        with pytest.raises(PoolTimeout) as full:
+            await engine.raw_connection()
+    assert is_unavailable(full.value)
+
+
+@pytest.mark.parametrize(
+    "options", [{"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05}, {"poolclass": NullPool}]
+)
+async def test_jobqs_own_connections_wait_for_none_of_the_applications(database_url, options):
+    opened: list[object] = []
+    async with engine_for(database_url, **options) as engine, engine.connect():
+        event.listen(engine.sync_engine, "connect", lambda *_: opened.append(1))
+        async with connected(Database.of(engine)) as connection:
+            assert await connection.fetchval("SHOW application_name") == "jobq:test"
+        assert opened, "made as the application makes its own"
