@@ -22,7 +22,6 @@ import click
 
 from ..health import Part
 from ..relay.leadership import Relay
-from ..worker.turns import Orders
 from ..worker.worker import Milestone, Worker
 from .failures import ExitCode
 from .probes import Address, probed
@@ -53,7 +52,7 @@ async def serve_relay(relay: Relay) -> int:
 
 async def serve_worker(worker: Worker, relay: Relay | None, supervisor: Line | None = None) -> int:
     """Serve until told to stop; returns the exit code. A relay beside the worker ends after it."""
-    told = Told(worker.orders)
+    told = Told(worker)
     loop = asyncio.get_running_loop()
     if supervisor is None:
         _on_signals(told.stop_or_hurry)
@@ -64,6 +63,11 @@ async def serve_worker(worker: Worker, relay: Relay | None, supervisor: Line | N
     loop.add_signal_handler(signal.SIGTSTP, told.quiet)
     try:
         code = await (worker.run() if relay is None else _run_both(worker, relay))
+    except asyncio.CancelledError:
+        if not told.has_given_up:
+            raise
+        log.info("worker stopped before it served")
+        code = ExitCode.OK
     finally:
         with anyio.move_on_after(_CLOSE_WAIT_S, shield=True):
             await worker.app.database.engine.dispose()
@@ -71,11 +75,19 @@ async def serve_worker(worker: Worker, relay: Relay | None, supervisor: Line | N
 
 
 class Told:
-    """What a worker was told from outside, by signals or by its supervisor, handed on as its orders."""
+    """What a worker was told from outside, by signals or by its supervisor, handed on as its orders.
 
-    def __init__(self, orders: Orders):
-        self._orders = orders
+    One that does not serve yet heeds none: stop cancels its start, which a lifespan or a store may hold up for long,
+    and hurry ends the process. Made by the task that runs the worker.
+    """
+
+    def __init__(self, worker: Worker):
+        self._worker = worker
+        self._orders = worker.orders
+        self._starting = asyncio.current_task()
         self._is_stopping = False
+        self.has_given_up = False
+        """Whether the start was cancelled."""
         self.forced: ExitCode | None = None
         """The code to end with, once there is a hurry."""
 
@@ -86,11 +98,16 @@ class Told:
 
     def stop(self) -> None:
         """Stop with grace. Said again it changes nothing: a service manager and a supervisor may both say it."""
+        if not self._worker.is_open and not self._is_stopping and self._starting is not None:
+            self.has_given_up = self._starting.cancel()
         self._is_stopping = True
         self._orders.stopping.set()
         self._orders.wake()
 
     def hurry(self, code: ExitCode = ExitCode.FORCED) -> None:
+        if not self._worker.is_open:
+            log.warning("worker killed before it served")
+            _exit_now(code)  # it holds no job
         log.warning("worker hands back at once")
         self.forced = code
         self._orders.hurry.set()

@@ -207,6 +207,53 @@ async def test_the_second_signal_hands_back_at_once(start, db, tmp_path, number,
     assert await generation(db, job_id) == (2, 0, 0)
 
 
+STARTS_FOR_EVER = """
+import asyncio
+from contextlib import asynccontextmanager
+from shop import jobs, mark
+
+async def wait(stubborn):
+    mark("starts")
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            mark("cancelled")
+            if not stubborn:
+                raise
+
+@asynccontextmanager
+async def lifespan():
+    await wait(stubborn={stubborn})
+    yield
+
+jobs.lifespan = lifespan
+"""
+
+
+@pytest.mark.parametrize("command", ["worker", "run"])
+async def test_a_signal_ends_a_start_that_takes_for_ever(start, tmp_path, command):
+    (tmp_path / "slow_start.py").write_text(STARTS_FOR_EVER.format(stubborn=False))
+    with start(command, "slow_start:jobs") as process:
+        await marked(tmp_path, "starts")
+        process.signal(signal.SIGTERM)
+
+        assert await process.ends() == ExitCode.OK
+    assert "worker stopped before it served" in process.said
+    await marked(tmp_path, "cancelled")
+
+
+async def test_the_second_signal_ends_a_start_that_takes_no_notice(start, tmp_path):
+    (tmp_path / "slow_start.py").write_text(STARTS_FOR_EVER.format(stubborn=True))
+    with start("worker", "slow_start:jobs") as process:
+        await marked(tmp_path, "starts")
+        process.signal(signal.SIGINT)
+        await marked(tmp_path, "cancelled")
+        process.signal(signal.SIGINT)
+
+        assert await process.ends() == ExitCode.INTERRUPTED
+
+
 async def test_code_that_cannot_be_cancelled_ends_with_the_process_and_keeps_its_entry(
     start, db, tmp_path, database_url, redis_url
 ):
