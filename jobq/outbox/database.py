@@ -58,6 +58,8 @@ _SESSION = {
 }
 _ENDLESS = {"idle_in_transaction_session_timeout": "0"}
 _POOL_FOR_URL = {"pool_size": 10, "max_overflow": 20}
+"""For `ctx.complete()` alone, whose transactions are short: jobs take turns, whatever the concurrency, and several
+processes fit into PostgreSQL's 100 connections."""
 _CACHE_SIZE = "prepared_statement_cache_size"
 """SQLAlchemy's word for it, so that one URL serves both."""
 _STATEMENTS_KEPT = 100
@@ -90,7 +92,8 @@ class Database:
     def __init__(self, engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], *, owned: bool):
         self.engine = engine
         self.sessions = sessions
-        self._owned = owned
+        self.is_own = owned
+        """Whether the engine was made here, from a URL."""
         self._database_id: UUID | None = None
         self._keeps_sessions: bool | None = None
 
@@ -176,7 +179,7 @@ class Database:
 
     async def close(self) -> None:
         """Close the engine if it was made here; the application's own stays as it is."""
-        if self._owned:
+        if self.is_own:
             await self.engine.dispose()
 
     async def _open(self) -> asyncpg.Connection:

@@ -243,9 +243,15 @@ class Worker:
                     log.warning("could not deregister, a sweeper will", extra={"fields": {"error": str(error)}})
 
     def _warn_of_small_pool(self) -> None:
-        limit = self.app.database.pool_limit
-        if limit is not None and limit < self.settings.concurrency:
-            fields = {"pool": limit, "concurrency": self.settings.concurrency}
+        """Of an engine that the application made, and may make larger, where a task could come to wait for it."""
+        limit = None if self.app.database.is_own else self.app.database.pool_limit
+        completes = any(task.takes_context and task.is_async for task in self.app.tasks.values())
+        if limit is not None and limit < self.settings.concurrency and completes:
+            fields = {
+                "pool": limit,
+                "concurrency": self.settings.concurrency,
+                "remedy": "raise pool_size or max_overflow of the engine, or lower --concurrency",
+            }
             log.warning("more slots than database connections for ctx.complete()", extra={"fields": fields})
 
 

@@ -286,6 +286,15 @@ async def test_an_autocommit_engine_fails_and_a_small_pool_warns(commands, write
     assert good["tasks"]["found"] == "1 in mail"
 
 
+async def test_the_pool_that_jobq_makes_from_a_url_is_no_fault_of_the_application(commands, write):
+    app = write("from jobq import JobQ\njobs = JobQ()\n@jobs.task\nasync def send() -> None: ...\n")
+
+    found = await findings(commands, app, code=ExitCode.OK)
+
+    assert (found["pool"]["level"], found["pool"]["remedy"]) == ("ok", "")
+    assert found["pool"]["found"].startswith("30, made from the URL")
+
+
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -272,6 +272,46 @@ async def test_an_exhausted_pool_hands_the_job_back(
         await turn(worker)
         assert await bench.effects(job_id) == 1
         await bench.assert_drained()
+    await engine.dispose()
+
+
+async def with_context(ctx: Context) -> None: ...
+
+
+async def without_context() -> None: ...
+
+
+def in_a_thread(ctx: Context) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("task", "is_own", "warns"),
+    [
+        (with_context, False, True),
+        (without_context, False, False),
+        (in_a_thread, False, False),
+        (with_context, True, False),
+    ],
+    ids=["may complete", "no context", "in a thread", "engine made from a URL"],
+)
+async def test_a_small_pool_is_warned_of_where_jobs_may_wait_for_it_and_it_can_be_raised(
+    shared_database_url: str,
+    redis_url: str,
+    caplog: pytest.LogCaptureFixture,
+    task: Callable[..., Any],
+    is_own: bool,
+    warns: bool,
+) -> None:
+    engine = own_engine(shared_database_url)
+    database = shared_database_url if is_own else engine
+    async with Bench.open(shared_database_url, redis_url, database=database) as bench:
+        bench.app.task(task)
+
+        await bench.worker(concurrency=100)
+
+    warned = [record for record in caplog.records if "more slots" in record.getMessage()]
+    assert bool(warned) is warns
+    assert all("pool_size" in record.__dict__["fields"]["remedy"] for record in warned)
     await engine.dispose()
 
 

@@ -68,6 +68,8 @@ async def pool(scene: Scene) -> Iterable[Finding]:
     if scene.stores.app is None:
         return []
     limit, concurrency = scene.stores.database.pool_limit, scene.concurrency
+    if scene.stores.database.is_own:
+        return [Finding("ok", "pool", f"{limit}, made from the URL: jobs take turns at ctx.complete()")]
     if limit is None or limit >= concurrency:
         return [Finding("ok", "pool", f"{'no limit' if limit is None else limit}, for {concurrency} slots")]
     return [
