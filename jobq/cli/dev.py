@@ -25,11 +25,11 @@ from .. import embedded, migrate
 from ..embedded.account import ELSEWHERE, Account
 from ..embedded.directory import keep_directory
 from ..errors import ConfigurationError
-from .children import environment
 from .demo import end_in_order
 from .failures import POSTGRESQL, REDIS, ExitCode, Failure
 from .options import Url, app_argument, logging_options, mask, names_database, split_spec
-from .reload import Session
+from .processes.children import environment
+from .processes.reload import Session
 
 if TYPE_CHECKING:
     from ..app import JobQ

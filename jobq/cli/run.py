@@ -17,9 +17,10 @@ from ..errors import ConfigurationError
 from ..relay.leadership import Relay
 from ..settings import RelaySettings, WakeUpBy, WorkerSettings
 from ..worker.worker import Worker
-from . import supervisor as supervisor_script
 from .options import app_argument, database_url_option, logging_options, open_app, redis_url_option, schema_option
 from .probes import Address
+from .processes import supervisor as supervisor_script
+from .processes.supervised import Line
 from .serving import end_with, serve_relay, serve_worker
 from .serving_options import (
     beat_of,
@@ -31,7 +32,6 @@ from .serving_options import (
     worker_options,
 )
 from .stores import find_stores
-from .supervised import Line
 
 
 @click.command()

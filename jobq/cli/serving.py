@@ -25,7 +25,7 @@ from ..relay.leadership import Relay
 from ..worker.worker import Milestone, Worker
 from .failures import ExitCode
 from .probes import Address, probed
-from .supervised import HURRY, QUIET, READY, RECYCLING, STOP, Line
+from .processes.supervised import HURRY, QUIET, READY, RECYCLING, STOP, Line
 from .watchdog import watched
 
 log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from jobq.cli import reload
-from jobq.cli.children import environment
-from jobq.cli.reload import Session
+from jobq.cli.processes import reload
+from jobq.cli.processes.children import environment
+from jobq.cli.processes.reload import Session
 from tests.waiting import until
 
 SCRIPT = """

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from jobq.cli import supervisor as supervisor_module
-from jobq.cli.children import Child
 from jobq.cli.failures import ExitCode
-from jobq.cli.supervisor import Supervisor
+from jobq.cli.processes import supervisor as supervisor_module
+from jobq.cli.processes.children import Child
+from jobq.cli.processes.supervisor import Supervisor
 from tests.waiting import until
 
 SCRIPT = """

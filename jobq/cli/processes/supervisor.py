@@ -23,16 +23,16 @@ from types import ModuleType
 
 if __name__ == "__main__":
     # The packages, without what their __init__ loads.
-    __package__ = "jobq.cli"
-    for _name, _folder in (("jobq", Path(__file__).parents[1]), ("jobq.cli", Path(__file__).parent)):
+    __package__ = "jobq.cli.processes"
+    for _level, _name in enumerate(("jobq.cli.processes", "jobq.cli", "jobq")):
         sys.modules[_name] = ModuleType(_name)
-        sys.modules[_name].__path__ = [str(_folder)]
+        sys.modules[_name].__path__ = [str(Path(__file__).parents[_level])]
 
-from . import logs
+from .. import logs
 from .children import Child, environment, exit_code, said
 from .supervised import HURRY, QUIET, STOP
 
-log = logging.getLogger("jobq.cli.supervisor")
+log = logging.getLogger("jobq.cli.processes.supervisor")
 
 _LOOK_UP_S = 1.0
 _FIRST_DELAY_S = 1.0
