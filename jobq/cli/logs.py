@@ -2,7 +2,7 @@
 
 A line is a constant phrase and its fields: `log.info("worker ready", extra={"fields": {"worker": id}})` shows
 as `12:00:01.204 info  worker ready        worker=7f3a`, or as one JSON object with the same keys.
-Invariant: a record is one line, but for a traceback in text, and no field can move a terminal's cursor.
+Invariant: a record is one line, but for a traceback or a stack in text, and no field can move a terminal's cursor.
 Called by the commands that run for long. Calls nothing.
 """
 
@@ -56,10 +56,11 @@ class TextFormatter(logging.Formatter):
         level = f"{_level(record):5}"
         if self._color:
             level = f"\x1b[{_COLORS[level.strip()]}m{level}\x1b[0m"
-        fields = " ".join(f"{name}={_value(value)}" for name, value in _fields(record).items())
+        shown = dict(_fields(record))
+        stack = str(shown.pop("stack", ""))
+        fields = " ".join(f"{name}={_value(value)}" for name, value in shown.items())
         line = f"{time} {self._pid}{level} {_message(record):19} {fields}".rstrip()
-        trace = _traceback(self, record)
-        return f"{line}\n{trace}" if trace else line
+        return "\n".join([line, *_lines_of(stack), *filter(None, [_traceback(self, record)])])
 
 
 class JsonFormatter(logging.Formatter):
@@ -109,6 +110,10 @@ def _value(value: Any) -> str:
     if text.isprintable():
         return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
     return json.dumps(text)
+
+
+def _lines_of(stack: str) -> list[str]:
+    return [line if line.isprintable() else json.dumps(line) for line in mask(stack).splitlines()]
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:

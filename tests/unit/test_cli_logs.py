@@ -89,6 +89,18 @@ def test_a_phrase_of_several_lines_stays_on_one():
     assert "first\\nsecond" in line("text", lambda: log.info("first\nsecond"))
 
 
+def test_a_stack_is_shown_below_its_line_as_a_traceback_is_and_moves_no_cursor():
+    stack = '  File "shop.py", line 9, in block\n    time.sleep("\x1b[2J")\n'
+
+    written = line("text", lambda: log.warning("event loop blocked", extra={"fields": {"stack": stack, "still_s": 1.0}}))
+
+    first, *below = written.splitlines()
+    assert first.endswith("warn  event loop blocked  still_s=1.0")
+    assert below[0] == '  File "shop.py", line 9, in block'
+    assert len(below) == 2
+    assert "\x1b" not in below[1]
+
+
 def test_a_json_line_carries_the_same_keys():
     fields = {"queues": ["mail"], "job": UUID(int=7), "level": "gold", "url": "x"}
 
