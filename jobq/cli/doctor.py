@@ -14,6 +14,7 @@ from .failures import ExitCode
 from .findings import Finding
 from .findings.examine import examine
 from .options import app_argument, database_url_option, redis_url_option, schema_option
+from .serving_options import setting
 from .stores import find_stores
 from .tables import show_json
 
@@ -22,14 +23,11 @@ _COLORS = {"ok": "green", "note": "cyan", "warn": "yellow", "fail": "red"}
 
 @click.command()
 @app_argument
-@click.option(
+@setting(
     "--concurrency",
     "-c",
-    type=click.IntRange(1, 10_000),
-    envvar="JOBQ_CONCURRENCY",
-    show_envvar=True,
     default=WorkerSettings().concurrency,
-    show_default=True,
+    type=click.IntRange(1, 10_000),
     metavar="N",
     help="Slots of a worker, to compare with the pool of connections.",
 )

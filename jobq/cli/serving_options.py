@@ -1,6 +1,6 @@
 """The options of the processes that serve, as the command line, JOBQ_<NAME> and `[tool.jobq]` give them.
 
-Called by run. Calls options, queues, probes, settings.
+Called by run and doctor. Calls options, queues, probes, settings.
 """
 
 from __future__ import annotations

@@ -142,7 +142,8 @@ def _queues(report: Report, living: Living, app: JobQ | None) -> Iterator[Findin
         elif queue.ready:
             found = f"no live worker serves {name}, where Redis holds {queue.ready} entries of jobs that are gone"
             yield Finding("note", "queue", found, f"nothing, or {remedy} to have them dropped")
-    for missed in sorted(named - served):
+    # With no worker at all `workers` says it for every queue.
+    for missed in sorted(named - served) if served else ():
         found = f"no live worker serves {missed}, which tasks of the application name"
         yield Finding("note", "queue", found, f"jobq worker APP -q {missed}")
 
