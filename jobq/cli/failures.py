@@ -121,4 +121,6 @@ def sqlstate(error: BaseException) -> str:
 def _first_line(error: Exception) -> str:
     # SQLAlchemy's own text carries the statement and its parameters.
     text = str(getattr(error, "orig", error)).strip()
+    if not text and isinstance(error, TimeoutError):
+        return "no answer in time"
     return text.splitlines()[0] if text else type(error).__name__

@@ -330,3 +330,7 @@ def test_a_size_is_bytes_or_has_a_unit(value, size):
 def test_what_is_no_size_is_told_how_to_write_one(value):
     with pytest.raises(click.BadParameter, match="is no size: write bytes, or a number with K, M or G"):
         SIZE.convert(value, None, None)
+
+
+def test_a_deadline_that_passed_is_said_in_words():
+    assert "TimeoutError: no answer in time (" in str(explain(TimeoutError(), {}))
