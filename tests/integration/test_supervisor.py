@@ -207,7 +207,7 @@ async def test_another_serves_while_one_recycles_but_a_third_waits_for_its_end(s
 # --- orders
 
 
-async def test_tstp_makes_all_quiet_and_nothing_starts_again(start: Start, tmp_path: Path) -> None:
+async def test_tstp_makes_all_quiet_and_nothing_starts_again(start: Start, tmp_path: Path, lines) -> None:
     supervisor = start("line.send(b'r'); hears(b'q'); sys.exit(nth)", count=2)
     await serve(supervisor, 2)
 
@@ -218,6 +218,7 @@ async def test_tstp_makes_all_quiet_and_nothing_starts_again(start: Start, tmp_p
     assert [heard(tmp_path, nth) for nth in (0, 1)] == ["q", "q"]
     assert supervisor.code is None
     assert starts(tmp_path) == 2
+    assert [fields["code"] for fields in lines("process died, and none starts while quiet")] == [1]
     supervisor.tell(signal.SIGTERM)
     assert await ended(supervisor) == ExitCode.OK
 
@@ -232,7 +233,9 @@ async def test_the_worst_of_the_codes_is_that_of_all(start: Start) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.FORCED)])
-async def test_a_second_signal_hurries_and_a_third_kills(start: Start, tmp_path: Path, number, code, lines) -> None:
+async def test_a_second_signal_hurries_and_a_third_kills(
+    start: Start, tmp_path: Path, number, code, lines, caplog
+) -> None:
     supervisor = start("line.send(b'r'); hears(b'h'); nth or sys.exit(0); time.sleep(600)", count=2)
     first, second = await serve(supervisor, 2)
 
@@ -246,6 +249,8 @@ async def test_a_second_signal_hurries_and_a_third_kills(start: Start, tmp_path:
 
     assert await ended(supervisor) == max(code, 128 + signal.SIGKILL)
     assert [fields.get("signal") for fields in lines("process stopped")] == [None, "SIGKILL"]
+    assert caplog.messages.count("supervisor has everything handed back at once") == 1
+    assert lines("supervisor kills what still runs") == [{"processes": 1}]
 
 
 async def test_a_process_that_does_not_serve_yet_is_ended_with_the_others(start: Start, tmp_path: Path) -> None:

@@ -113,11 +113,13 @@ class Supervisor:
             self._stop()
             return
         self._codes.append(_INTERRUPTED if number == signal.SIGINT else _FORCED)
-        log.warning("supervisor has everything handed back at once")
-        self._order(HURRY)
         if self._told_to_stop > 2:
+            log.warning("supervisor kills what still runs", extra={"fields": {"processes": len(list(self.children))}})
             for child in self.children:
                 child.kill()
+            return
+        log.warning("supervisor has everything handed back at once")
+        self._order(HURRY)
 
     def _start(self, slot: _Slot) -> None:
         try:
@@ -156,6 +158,8 @@ class Supervisor:
             self._stop()
         elif child.is_recycling or (code == 0 and child.is_ready):
             log.log(logging.WARNING if code else logging.INFO, "process has ended", extra={"fields": fields})
+        elif self._is_quiet:
+            log.warning("process died, and none starts while quiet", extra={"fields": fields})
         else:
             fields["next_in_s"] = slot.fail(lived_s)
             log.warning("process died, starting another", extra={"fields": fields})
