@@ -138,8 +138,7 @@ def _stores(data: Path | None, database_url: str | None, redis_url: str | None) 
         yield {"JOBQ_DATABASE_URL": database_url, "JOBQ_REDIS_URL": redis_url}
         return
     try:
-        folder = _kept_folder(data)
-        _lock = _take(folder)  # held until this process ends
+        folder, _lock = _take_folder(data)  # held until this process ends
         servers = embedded.start(folder, durable=True, postgres=database_url is None, valkey=redis_url is None)
     except ConfigurationError as error:
         raise Failure(str(error).replace(ELSEWHERE, _NO_PRIVATE_SERVERS)) from error
@@ -150,6 +149,18 @@ def _stores(data: Path | None, database_url: str | None, redis_url: str | None) 
         }
         _tell(folder, urls)
         yield urls
+
+
+def _take_folder(given: Path | None) -> tuple[Path, int]:
+    """The folder of the data, and the descriptor that locks it for this session."""
+    try:
+        folder = _kept_folder(given)
+        return folder, _take(folder)
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}"
+        raise Failure(
+            f"the private servers' data cannot be kept there: {reason}; give --data DIR, a folder of yours"
+        ) from error
 
 
 def _kept_folder(given: Path | None) -> Path:
