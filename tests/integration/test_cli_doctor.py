@@ -285,10 +285,18 @@ async def test_an_autocommit_engine_fails_and_a_small_pool_warns(commands, write
     assert {good[about]["level"] for about in ("sessions", "pool", "tasks")} == {"ok"}
     assert good["tasks"]["found"] == "1 in mail"
 
-    Path("pyproject.toml").write_text("[tool.jobq]\nconcurrency = 7\n")
-    assert (await findings(commands, right, code=ExitCode.OK))["pool"]["found"] == "7, for 7 slots"
     # No worker lives, which one line says for every queue that the tasks name.
     assert (good["workers"]["level"], "queue" in good) == ("warn", False)
+
+
+async def test_the_pool_is_compared_with_the_concurrency_that_workers_have(commands, write, database_url, tmp_path):
+    url = database_url.replace("postgresql", "postgresql+asyncpg", 1)
+    app = write(ENGINE.format(url=url, options="pool_size=3, max_overflow=4"))
+    (tmp_path / "pyproject.toml").write_text("[tool.jobq]\nconcurrency = 7\n")
+
+    found = await findings(commands, app, code=ExitCode.OK)
+
+    assert found["pool"]["found"] == "7, for 7 slots"
 
 
 async def test_the_pool_that_jobq_makes_from_a_url_is_no_fault_of_the_application(commands, write):

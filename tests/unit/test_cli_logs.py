@@ -92,7 +92,9 @@ def test_a_phrase_of_several_lines_stays_on_one():
 def test_a_stack_is_shown_below_its_line_as_a_traceback_is_and_moves_no_cursor():
     stack = '  File "shop.py", line 9, in block\n    time.sleep("\x1b[2J")\n'
 
-    written = line("text", lambda: log.warning("event loop blocked", extra={"fields": {"stack": stack, "still_s": 1.0}}))
+    written = line(
+        "text", lambda: log.warning("event loop blocked", extra={"fields": {"stack": stack, "still_s": 1.0}})
+    )
 
     first, *below = written.splitlines()
     assert first.endswith("warn  event loop blocked  still_s=1.0")
