@@ -24,7 +24,7 @@ from .codec import ArgumentCodec, to_json
 from .context import Context
 from .errors import ConfigurationError, InvalidArguments, JobqError
 from .model import PRIORITIES, Enqueued, Intent
-from .outbox.enqueue import enqueue
+from .outbox.enqueue import enqueue, require_kind
 from .outbox.insert import Query, as_insert, as_sql
 from .outbox.statement import Transaction
 from .outcomes import seconds
@@ -109,7 +109,12 @@ class Task(Generic[Q, P, T]):
 
         Raises InvalidArguments or NotInTransaction, with nothing written and the transaction still usable.
         """
-        return await enqueue(tx, self.job(*args, **kwargs), schema=self._schema)
+        try:
+            intent = self.job(*args, **kwargs)
+        except InvalidArguments:
+            require_kind(tx)  # the transaction was forgotten: its place was taken by an argument, which now is missing
+            raise
+        return await enqueue(tx, intent, schema=self._schema)
 
     def insert(self, *args: P.args, **kwargs: P.kwargs) -> TextualSelect:
         """Return the enqueue of one job as a statement: `session.execute(task.insert(7)).one()`, any SQLAlchemy.

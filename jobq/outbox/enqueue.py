@@ -122,6 +122,13 @@ _REMEDY = (
 )
 
 
+def require_kind(tx: object) -> None:
+    """Refuse what is no session or connection at all, without looking at its transaction."""
+    known = isinstance(tx, (AsyncSession, async_scoped_session, AsyncConnection))
+    if not known and not (hasattr(tx, "is_in_transaction") and hasattr(tx, "fetch")):
+        raise _no_transaction(tx)
+
+
 async def require_transaction(tx: Transaction) -> Any:
     """Refuse a connection that would commit by itself; return the driver's connection for the guard."""
     if isinstance(tx, (AsyncSession, async_scoped_session)):
@@ -133,10 +140,7 @@ async def require_transaction(tx: Transaction) -> Any:
             raise NotInTransaction(f"this asyncpg connection is in no transaction: {_REMEDY}")
         return tx
     else:
-        raise ConfigurationError(
-            "enqueue() takes an AsyncSession, an AsyncConnection or an asyncpg connection as its first argument, "
-            f"not {type(tx).__module__}.{type(tx).__qualname__}{_other_way(tx)}"
-        )
+        raise _no_transaction(tx)
     if connection.dialect.name != "postgresql":
         raise ConfigurationError(f"the outbox lives in PostgreSQL; this session is on {connection.dialect.name}")
     assert connection.sync_connection is not None
@@ -144,6 +148,13 @@ async def require_transaction(tx: Transaction) -> Any:
     if getattr(adapted, "autocommit", False):
         raise NotInTransaction(f"this connection has isolation level AUTOCOMMIT: {_REMEDY}")
     return adapted.driver_connection if adapted is not None else None
+
+
+def _no_transaction(tx: object) -> ConfigurationError:
+    return ConfigurationError(
+        "enqueue() takes an AsyncSession, an AsyncConnection or an asyncpg connection as its first argument, "
+        f"not {type(tx).__module__}.{type(tx).__qualname__}{_other_way(tx)}"
+    )
 
 
 def _other_way(tx: object) -> str:

@@ -348,6 +348,11 @@ async def test_what_is_no_transaction_is_refused_by_its_type(wrong):
     assert f", not {kind}" in str(caught.value)
 
 
+async def test_a_forgotten_transaction_is_what_the_error_is_about():
+    with pytest.raises(ConfigurationError, match=r"as its first argument, not builtins\.int"):
+        await send_receipt.enqueue(7)
+
+
 async def test_an_engine_a_pool_and_a_synchronous_connection_are_refused(database_url):
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(engine_for(database_url))
