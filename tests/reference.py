@@ -24,7 +24,7 @@ _EXIT_CODES = {
     ExitCode.APP: "APP cannot be imported, or is no JobQ",
     ExitCode.UNREACHABLE: "PostgreSQL or Redis cannot be reached",
     ExitCode.SCHEMA: "the tables are not those of this release: `jobq migrate upgrade`",
-    ExitCode.FORCED: "stopped by force: jobs that still ran were handed back, and run again",
+    ExitCode.FORCED: "stopped by force, or frozen for `--frozen-after` seconds: jobs that still ran run again",
     ExitCode.INTERRUPTED: "Ctrl-C, in a worker or relay the second one",
 }
 _HEAD = """# Commands

@@ -29,7 +29,7 @@ from jobq.settings import RelaySettings, WorkerSettings
 from jobq.worker.worker import Worker
 from tests.commands import Commands, started
 from tests.enqueuing import connection_to, fetch
-from tests.integration.test_chain import HEAD, Chain, chain, empty
+from tests.integration.test_chain import Chain, chain, empty
 from tests.markdown import blocks, files, write_files
 from tests.waiting import until
 
@@ -85,8 +85,7 @@ async def web(
     request: pytest.FixtureRequest, shared_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Any]:
     """The shop of a page, its lifespan entered: (modules, client)."""
-    url = make_url(shared_database_url).set(drivername="postgresql+asyncpg")
-    monkeypatch.setenv("DATABASE_URL", url.render_as_string(hide_password=False))
+    monkeypatch.setenv("JOBQ_DATABASE_URL", shared_database_url)
     assert {path.name for path in write_files(DOCS / f"{request.param}.md", tmp_path)} == {
         "database.py",
         "jobs.py",
@@ -144,14 +143,15 @@ async def test_the_commands_of_a_page_make_the_tables(page, database_url, redis_
     write_files(DOCS / f"{page}.md", tmp_path)
     monkeypatch.chdir(tmp_path)
     await fetch(database_url, "DROP SCHEMA jobq CASCADE")
-    url = make_url(database_url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
     lines = commands(page)
+    assert "jobq dev shop.jobs:jobs" in lines
     assert "jobq run &" in lines
     assert "uvicorn shop.web:app &" in lines
 
     with importable(tmp_path):
-        monkeypatch.setenv("DATABASE_URL", url)
-        result = await Commands(database_url, redis_url).run(*first(lines, "jobq"), JOBQ_APP=named(page)["JOBQ_APP"])
+        monkeypatch.setenv("JOBQ_DATABASE_URL", database_url)
+        migrate = first(lines, "jobq migrate")
+        result = await Commands(database_url, redis_url).run(*migrate, JOBQ_APP=named(page)["JOBQ_APP"])
 
     assert result.exit_code == 0, result.output
     assert await done(database_url)
@@ -260,7 +260,7 @@ def test_the_page_about_alembic_says_what_the_commands_do(chain: Chain):
             chain.alembic(*args)
 
     [path] = chain.revisions()
-    for function in call[call.index("def upgrade") :].replace("jobq_0001", HEAD).split("\n\n\n"):
+    for function in call[call.index("def upgrade") :].split("\n\n\n"):
         signature, body = function.strip().split("\n")
         assert signature in path.read_text()
         assert body in path.read_text()
