@@ -290,15 +290,15 @@ async def take_names(url: str, numbers: Iterable[int]) -> None:
 def session_of_the_page(url: str) -> async_sessionmaker[Any]:
     """The `Session` of docs/pgbouncer.md, on this URL."""
     module: dict[str, Any] = {}
-    before = os.environ.get("DATABASE_URL")
-    os.environ["DATABASE_URL"] = url.replace("postgresql://", "postgresql+asyncpg://")
+    before = os.environ.get("JOBQ_DATABASE_URL")
+    os.environ["JOBQ_DATABASE_URL"] = url
     try:
         exec(files(PAGE)["shop/database.py"], module)
     finally:
         if before is None:
-            del os.environ["DATABASE_URL"]
+            del os.environ["JOBQ_DATABASE_URL"]
         else:
-            os.environ["DATABASE_URL"] = before
+            os.environ["JOBQ_DATABASE_URL"] = before
     made: async_sessionmaker[Any] = module["Session"]
     return made
 
