@@ -101,7 +101,7 @@ class JobQ:
                 name=own_name,
                 schema=self.schema,
                 queue=queue,
-                retry=retry or RetryPolicy(),
+                retry=_checked_retry(own_name, retry),
                 timeout_s=_checked_timeout(own_name, timeout),
                 aliases=_checked_aliases(own_name, aliases),
             )
@@ -184,6 +184,15 @@ def _taken(known_as: str, newcomer: str, holder: str) -> str:
         f"task {newcomer!r} cannot be known as {known_as!r}: that is "
         f"{'the name of another task' if known_as == holder else f'an alias of task {holder!r}'}"
     )
+
+
+def _checked_retry(name: str, retry: object) -> RetryPolicy:
+    if retry is None:
+        return RetryPolicy()
+    if not isinstance(retry, RetryPolicy):
+        remedy = "such as RetryPolicy(max_attempts=3)"
+        raise ConfigurationError(f"task {name!r}: retry is a RetryPolicy, {remedy}, not {type(retry).__name__}")
+    return retry
 
 
 def _checked_timeout(name: str, timeout: float | timedelta | None) -> float | None:

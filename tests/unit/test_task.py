@@ -62,6 +62,12 @@ def test_a_task_is_found_by_its_name_and_by_each_alias():
     assert jobs.tasks == {"send_receipt": task, "send": task, "mail": task}
 
 
+@pytest.mark.parametrize("retry", [3, 0, False, {"max_attempts": 3}, RetryPolicy], ids=str)
+def test_what_is_no_retry_policy_is_refused_when_the_task_is_registered(retry):
+    with pytest.raises(ConfigurationError, match=r"task 'send': retry is a RetryPolicy, such as RetryPolicy\(max_att"):
+        task_of(retry=retry)
+
+
 @pytest.mark.parametrize(
     ("again", "said"),
     [
