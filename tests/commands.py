@@ -51,7 +51,7 @@ class Process:
     def said(self) -> str:
         return self._log.read_text()
 
-    async def says(self, phrase: str, *, times: int = 1, deadline: float = 30) -> None:
+    async def says(self, phrase: str, *, times: int = 1, deadline: float = 60) -> None:
         """Wait until it has said something so often."""
 
         def has_said() -> bool:
@@ -61,7 +61,10 @@ class Process:
                 )
             return self.said.count(phrase) >= times
 
-        await until(has_said, f"the process said {phrase!r}", deadline)
+        try:
+            await until(has_said, f"the process said {phrase!r}", deadline)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it said:\n{self.said}") from None
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
