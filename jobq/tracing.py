@@ -3,15 +3,18 @@
 1. `outgoing` adds `traceparent` and `tracestate` to the headers of a job, unless the application gave its own.
 2. `resume` makes those of a job current for its run, so that spans of the task and the jobs it enqueues continue the
    trace.
+3. `kept_apart` ends that with the run, where no asyncio task of its own does.
 
 Invariant: OpenTelemetry is used if the application has imported it, and never imported otherwise. Without it, jobs
-pass on what the job that enqueued them had. No I/O. Called by task and executor. Calls OpenTelemetry's API.
+pass on what the job that enqueued them had. No I/O. Called by task, executor and testing. Calls OpenTelemetry's API.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING
@@ -51,6 +54,18 @@ def resume(headers: str) -> None:
         from opentelemetry.context import attach, get_current
 
         attach(_propagator().extract(trace, get_current()))
+
+
+@contextmanager
+def kept_apart() -> Iterator[None]:
+    """Run a job in an asyncio task that goes on after it: what is current then is what was current before."""
+    with ExitStack() as stack:
+        stack.callback(_inherited.reset, _inherited.set(None))
+        if _is_opentelemetry_used():
+            from opentelemetry.context import attach, detach, get_current
+
+            stack.callback(detach, attach(get_current()))
+        yield
 
 
 def _current() -> dict[str, str] | None:

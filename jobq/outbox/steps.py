@@ -7,6 +7,7 @@ statement.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -49,10 +50,12 @@ async def _statement_by_statement(
     sessions: async_sessionmaker[AsyncSession],
 ) -> AsyncIterator[AsyncConnection | AsyncSession]:
     """A connection of the application's pool, on which a statement is committed when it has been answered."""
-    engine = sessions.kw.get("bind")
-    if isinstance(engine, AsyncEngine):
-        async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+    bind: AsyncEngine | AsyncConnection = sessions.kw["bind"]
+    if isinstance(bind, AsyncEngine):
+        async with bind.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
             yield connection
-    else:  # bound to one connection, and so to a transaction that is somebody else's: a test's, say
-        async with sessions.begin() as session:
-            yield session
+        return
+    # Bound to one connection, and so to a transaction that is somebody else's: a test's, say. Steps side by side
+    # must take turns there, or their savepoints end in the wrong order.
+    async with bind.info.setdefault("jobq_step", asyncio.Lock()), sessions.begin() as session:
+        yield session

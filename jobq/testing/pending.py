@@ -23,6 +23,7 @@ from ..outbox import rehearsal, settle
 from ..outbox.settle import Burial, Reschedule
 from ..outbox.statement import Transaction
 from ..outcomes import Reject, Retry, Snooze, seconds
+from ..tracing import kept_apart
 from ..worker.attempt import Attempt as Record
 from ..worker.attempt import exc_info_from_task
 from ..worker.burial import Undertaker
@@ -119,7 +120,8 @@ class _Inline:
         if job is None:
             return None
         holding = Holding(job.queue, Entry.of(job.id, job.generation, job.priority))
-        record = await self._executor.run(holding, job)
+        with kept_apart():
+            record = await self._executor.run(holding, job)
         await self._write(job)
         if record is None:
             raise AssertionError(f"the run of {job.task} broke off: the log says why")

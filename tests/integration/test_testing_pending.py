@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -428,3 +429,60 @@ async def test_a_url_or_an_engine_may_be_given(shop: Shop, shared_database_url: 
         await run_pending(jobs, database=database)
         assert shop.seen.pop() == job_id
     assert jobs.given_database is None
+
+
+async def test_steps_side_by_side_stay_in_that_transaction_too(shop: Shop) -> None:
+    async def call(number: int) -> int:
+        shop.seen.append(number)
+        await asyncio.sleep(0)
+        return number
+
+    @shop.jobs.task
+    async def work(ctx: Context) -> None:
+        assert await asyncio.gather(*(ctx.step(f"step {n}", call, n) for n in range(4))) == [0, 1, 2, 3]
+        if ctx.attempt == 1:
+            raise Retry(delay=60)
+
+    async with shop.Session.kw["bind"].connect() as connection, connection.begin() as transaction:
+        async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
+            await work.enqueue(session)
+            await session.commit()
+
+        attempts = await run_pending(shop.jobs, advance=60, database=connection)
+
+        await transaction.rollback()
+    assert [a.outcome for a in attempts] == ["retried", "done"]
+    assert sorted(shop.seen) == [0, 1, 2, 3]
+    assert await shop.one("SELECT count(*) FROM jobq.step") == 0
+
+
+@pytest.mark.parametrize("has_opentelemetry", [True, False])
+async def test_the_trace_of_a_job_is_neither_that_of_the_next_one_nor_of_the_test(
+    shop: Shop, has_opentelemetry: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import opentelemetry.trace  # noqa: F401
+
+    if not has_opentelemetry:
+        monkeypatch.delitem(sys.modules, "opentelemetry.trace")
+
+    @shop.jobs.task
+    async def child() -> None: ...
+
+    @shop.jobs.task
+    async def traced() -> None:
+        async with shop.Session.begin() as session:
+            await child.opts(delay=60).enqueue(session)
+
+    @shop.jobs.task
+    async def untraced() -> None:
+        async with shop.Session.begin() as session:
+            await child.opts(delay=60).enqueue(session)
+
+    headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    await shop.enqueue(traced, headers=headers)
+    await shop.enqueue(untraced)
+    await run_pending(shop.jobs)
+
+    async with shop.Session.begin() as session:
+        await child.enqueue(session)
+        assert [job.headers for job in await enqueued(session, child)] == [headers, {}, {}]
