@@ -50,6 +50,14 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
+class Unparked:
+    entries: list[bytes]
+    """What is now in the worker's working list."""
+    back: int
+    """Entries that went into the ready lists."""
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     registered: bool
     """Whether Redis knew this worker before the beat."""
@@ -143,11 +151,14 @@ class Broker:
         names = [keys.working(worker), keys.parked(task), keys.stats]
         return int(await self._run("park", queue, names, _raw(entries)))
 
-    async def unpark(self, queue: str, tasks: Sequence[str], *, limit: int = UNPARKED_A_CALL) -> int:
-        """Put parked entries of tasks back into ready, `limit` a call. See unpark.lua."""
+    async def unpark(
+        self, queue: str, worker: str, tasks: Sequence[str], *, room: int = 0, limit: int = UNPARKED_A_CALL
+    ) -> Unparked:
+        """Take up parked entries of tasks, `limit` a call: `room` by this worker, the rest by any. See unpark.lua."""
         keys = self.keys(queue)
-        names = [keys.bell, keys.stats, *keys.ready, *map(keys.parked, tasks)]
-        return int(await self._run("unpark", queue, names, [limit]))
+        names = [keys.known, keys.beats, keys.bell, keys.stats, keys.working(worker), *keys.ready]
+        reply = await self._run("unpark", queue, [*names, *map(keys.parked, tasks)], [worker, limit, room])
+        return Unparked(reply[1:], reply[0])
 
     async def sweep(
         self, queue: str, worker: str, seen: bytes, standings: Mapping[bytes, int]

@@ -325,15 +325,28 @@ class Turns:
     async def adopt(self, queue: str, raws: list[bytes]) -> None:
         """Take up entries in my working list that I never saw arrive."""
         adopted = await self._own(queue, raws)
-        if self._orders.stopping.is_set():
-            for holding in adopted:
-                self._settler.release(holding)
-            return
-        self._adopted.extend(adopted)
-        self._orders.woken.set()
-        if adopted:
+        if self._take_up(adopted):
             log.warning("adopted entries whose fetch had no answer", extra={"fields": {"count": len(adopted)}})
             await self._broker.count(queue, "adopted", len(adopted))
+
+    async def unpark(self, queue: str) -> int:
+        """Call back what is parked for tasks of this worker. Returns how many entries one call took up."""
+        room = max(self._room() - len(self._adopted), 0) if self._may_fetch() else 0
+        # Crash here, or no answer: what came to the working list is adopted or swept.
+        unparked = await self._broker.unpark(queue, self._worker, sorted(self._app.tasks), room=room)
+        self._take_up(await self._own(queue, unparked.entries))
+        return unparked.back + len(unparked.entries)
+
+    def _take_up(self, holdings: list[Holding]) -> bool:
+        """Start these next, as far as there is room then. False: there are none, or the worker stops."""
+        if self._orders.stopping.is_set():
+            for holding in holdings:
+                self._settler.release(holding)
+            return False
+        self._adopted.extend(holdings)
+        if holdings:
+            self._orders.woken.set()
+        return bool(holdings)
 
     async def lose(self, queue: str, raws: list[bytes]) -> None:
         """These jobs have moved on without me: stop plain runs; ctx.complete() finds out by itself."""

@@ -196,7 +196,7 @@ class Worker:
     async def _unpark(self) -> None:
         """Call back what is parked for tasks that this worker knows, in calls that hold up nobody."""
         for queue in self.settings.queues:
-            while await self.broker.unpark(queue, sorted(self.app.tasks)) >= UNPARKED_A_CALL:
+            while await self.turns.unpark(queue) >= UNPARKED_A_CALL:
                 pass
 
     async def _shut_down(self) -> int:

@@ -152,6 +152,49 @@ async def test_more_jobs_than_one_call_takes_are_called_back_at_once(bench: Benc
     assert len(await bench.ready()) == 2_500
 
 
+async def test_old_workers_do_not_get_what_a_new_one_calls_back_and_has_room_for(bench: Bench) -> None:
+    """From ready they would fetch and park it again, perhaps for many rounds."""
+    old, new = await release(bench, {}), await release(bench, {"resize": []})
+    older, newer = await bench.worker(app=old.app), await bench.worker(app=new.app, concurrency=5)
+    await produce(bench, new, "resize", range(3))
+    await turn(older)
+    await are_parked(bench, "resize", 3)
+
+    await newer._unpark()
+
+    assert await bench.ready() == []
+    await turn(newer)
+    assert new.numbers() == [0, 1, 2]
+    await bench.assert_drained()
+
+
+async def test_what_is_called_back_beyond_the_room_is_for_all(bench: Bench) -> None:
+    old, new = await release(bench, {}), await release(bench, {"resize": []})
+    older, newer = await bench.worker(app=old.app), await bench.worker(app=new.app, concurrency=2)
+    await produce(bench, new, "resize", range(5))
+    await turn(older)
+    await are_parked(bench, "resize", 5)
+
+    for _ in range(2):
+        await newer._unpark()
+
+    assert (len(newer.owned), len(await bench.ready())) == (2, 3)
+    await turn(newer)
+    assert new.numbers() == [0, 1]
+
+
+async def test_a_worker_that_may_not_fetch_calls_back_for_the_others_alone(bench: Bench) -> None:
+    old, new = await release(bench, {}), await release(bench, {"resize": []})
+    older, newer = await bench.worker(app=old.app), await bench.worker(app=new.app)
+    await produce(bench, new, "resize", range(3))
+    await turn(older)
+    newer.orders.quiet.set()
+
+    await newer._unpark()
+
+    assert (len(newer.owned), len(await bench.ready())) == (0, 3)
+
+
 # --- workers first, and renames --------------------------------------------------------------------------------------
 
 

@@ -205,9 +205,15 @@ class ScriptsMachine(RuleBasedStateMachine):
             worker.owned -= worker.settled
             worker.settled.clear()
 
-    @rule(limit=st.integers(1, 3), again=lost)
-    def unpark(self, limit: int, again: bool) -> None:
-        self.send(lambda: self.broker.unpark(QUEUE, ["task"], limit=limit), again=again)
+    @rule(slot=slots, room=st.integers(0, 2), limit=st.integers(1, 3), again=lost, reply_lost=lost)
+    def unpark(self, slot: int, room: int, limit: int, again: bool, reply_lost: bool) -> None:
+        worker = self.workers[slot]
+        if worker.is_dead:
+            return
+        name = worker.name
+        taken = self.send(lambda: self.broker.unpark(QUEUE, name, ["task"], room=room, limit=limit), again=again)
+        if not reply_lost:
+            self.own(worker, taken.entries)
 
     @rule(slot=slots, again=lost, reply_lost=lost)
     def beat(self, slot: int, again: bool, reply_lost: bool) -> None:
@@ -342,7 +348,7 @@ class ScriptsMachine(RuleBasedStateMachine):
             last.counter += 1
             found: Any = self.do(self.make_beat(last)())
             self.own(last, found.unknown)
-            self.do(self.broker.unpark(QUEUE, ["task"]))
+            self.own(last, self.do(self.broker.unpark(QUEUE, last.name, ["task"], room=turn % 2)).entries)
             fetched = self.do(self.broker.fetch(QUEUE, last.name, 100))
             assert fetched is not None
             self.own(last, fetched.entries)

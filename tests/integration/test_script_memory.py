@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from jobq.broker.client import OutOfMemoryError, connect_sync
-from jobq.broker.scripts import Broker, Fetched, beat
+from jobq.broker.scripts import Broker, Fetched, Unparked, beat
 from tests.redis_state import QUEUE, A, B, C, D, entry, everything, open_broker, raw, seed
 
 
@@ -59,8 +59,8 @@ async def test_a_full_redis_lets_workers_beat_fetch_ack_release_park_unpark_and_
     assert (found.lost, found.missing) == ([], [])
     assert await full.fetch(QUEUE, "w", 1) == Fetched(raw(entry(A)), 0)
     assert await full.park(QUEUE, "w", "sms", raw(entry(A))) == 1
-    assert await full.unpark(QUEUE, ["mail", "sms"]) == 2
-    assert await full.release(QUEUE, "w", raw(entry(C))) == 1
+    assert await full.unpark(QUEUE, "w", ["mail", "sms"], room=1) == Unparked(raw(entry(B)), 1)
+    assert await full.release(QUEUE, "w", raw(entry(C), entry(B))) == 2
     assert await full.sweep(QUEUE, "dead", b"1", {entry(D).encode(): 2}) == (1, 0)
     assert await full.ack(QUEUE, "w", raw(entry("e" * 32))) == 1
     await full.mend(QUEUE)

@@ -16,14 +16,14 @@ from jobq.broker.client import connect, connect_sync
 from jobq.broker.scripts import Broker, beat
 from tests.redis_state import DATABASE_ID, QUEUE, A, B, C, D, Value, entry, everything, open_broker, raw, seed
 
-E, F, G = (f"{n:032x}" for n in (0xE, 0xF, 0x10))
+E, F, G, H = (f"{n:032x}" for n in (0xE, 0xF, 0x10, 0x11))
 SEEDED: dict[str, Value] = {
     "relay": "r:1",
-    "known": {A: "1", B: "1", C: "1", D: "2", F: "1", G: "1"},
+    "known": {A: "1", B: "1", C: "1", D: "2", F: "1", G: "1", H: "1"},
     "ready:2": [entry(D), entry(C), entry(F)],
     "ready:1": [entry(D, 2, 1)],
     "working:w": [entry(A), entry(B)],
-    "parked:mail": [entry(G)],
+    "parked:mail": [entry(G), entry(H)],
     "beats": {"w": "7"},
 }
 Call = Callable[[Broker, redis.Redis], Awaitable[object]]
@@ -39,7 +39,7 @@ CALLS: dict[str, Call] = {
     "ack": lambda broker, _: broker.ack(QUEUE, "w", raw(entry(A), entry(B))),
     "release": lambda broker, _: broker.release(QUEUE, "w", raw(entry(A), entry(B))),
     "park": lambda broker, _: broker.park(QUEUE, "w", "sms", raw(entry(B))),
-    "unpark": lambda broker, _: broker.unpark(QUEUE, ["mail"]),
+    "unpark": lambda broker, _: broker.unpark(QUEUE, "w", ["mail"], room=1),
     "sweep": lambda broker, _: broker.sweep(QUEUE, "w", b"7", {entry(A).encode(): 2, entry(B).encode(): 0}),
     "beat": _beat,
 }

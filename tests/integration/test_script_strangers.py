@@ -103,7 +103,7 @@ async def test_a_script_call_survives_garbage_everywhere(broker: Broker, redis_u
     await broker.release(QUEUE, "w", found.unknown)
     await broker.park(QUEUE, "w", "mail", found.unknown[:2])
     await broker.ack(QUEUE, "w", found.unknown, "garbage")
-    await broker.unpark(QUEUE, ["mail"])
+    await broker.unpark(QUEUE, "w", ["mail"], room=1)
     await broker.sweep(QUEUE, "w", b"1", {})
 
     assert set(found.unknown) == {word.encode("utf-8", "surrogateescape") for word in GARBAGE}
@@ -147,7 +147,7 @@ async def test_a_key_of_a_wrong_type_is_removed_and_the_relay_made_to_rebuild_th
                 lambda: broker.ack(QUEUE, "w", raw(entry(A))),
                 lambda: broker.release(QUEUE, "w", raw(entry(A))),
                 lambda: broker.park(QUEUE, "w", "mail", raw(entry(A))),
-                lambda: broker.unpark(QUEUE, ["mail"]),
+                lambda: broker.unpark(QUEUE, "w", ["mail"], room=1),
                 lambda: broker.known(QUEUE, [UUID(A)]),
                 lambda: broker.beats(QUEUE),
                 lambda: broker.working(QUEUE, "w"),

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from jobq.broker.scripts import Broker, Fetched, Pushed
+from jobq.broker.scripts import Broker, Fetched, Pushed, Unparked
 from tests.redis_state import QUEUE, A, B, C, D, entry, everything, open_broker, raw, seed
 
 
@@ -291,7 +291,7 @@ async def test_unpark_puts_known_tasks_back_in_order_a_bounded_number_a_call(bro
     parked = {"parked:mail": [entry(A), entry(B, 1, 1), entry(C)], "parked:other": [entry(D)]}
     await seed(broker, parked)
 
-    assert await broker.unpark(QUEUE, ["mail"], limit=2) == 2
+    assert await broker.unpark(QUEUE, "w", ["mail"], limit=2) == Unparked([], 2)
     assert await everything(broker) == {
         "ready:1": [entry(B, 1, 1)],
         "ready:2": [entry(A)],
@@ -305,7 +305,40 @@ async def test_unpark_puts_known_tasks_back_in_order_a_bounded_number_a_call(bro
 async def test_unpark_drops_garbage(broker: Broker) -> None:
     await seed(broker, {"parked:mail": ["junk", entry(A)]})
 
-    assert await broker.unpark(QUEUE, ["mail", "none"]) == 1
+    assert await broker.unpark(QUEUE, "w", ["mail", "none"]) == Unparked([], 1)
+    assert (await everything(broker))["ready:2"] == [entry(A)]
+
+
+async def test_unpark_gives_the_worker_what_it_has_room_for_and_the_rest_to_all(broker: Broker) -> None:
+    known = {A: "1", B: "2", C: "1", D: "1"}
+    seeded = {"known": known, "beats": {"w": "7"}, "working:w": [entry("e" * 32)]}
+    await seed(broker, seeded | {"parked:mail": ["junk", entry(B), entry(A)], "parked:sms": [entry(C), entry(D, 1, 4)]})
+
+    unparked = await broker.unpark(QUEUE, "w", ["mail", "sms"], room=2)
+
+    assert unparked == Unparked(raw(entry(A), entry(C)), 2)
+    assert await everything(broker) == {
+        "known": known,
+        "beats": {"w": "7"},
+        "working:w": [entry("e" * 32), entry(A), entry(C)],
+        "ready:2": [entry(B)],
+        "ready:4": [entry(D, 1, 4)],
+        "bell": ["1"],
+        "stats": {"unparked": "4"},
+    }
+
+
+async def test_unpark_that_leaves_nothing_for_others_rings_nobody(broker: Broker) -> None:
+    await seed(broker, {"known": {A: "1"}, "beats": {"w": "7"}, "parked:mail": [entry(A)]})
+
+    assert await broker.unpark(QUEUE, "w", ["mail"], room=1) == Unparked(raw(entry(A)), 0)
+    assert "bell" not in await everything(broker)
+
+
+async def test_unpark_gives_a_worker_without_a_heartbeat_nothing(broker: Broker) -> None:
+    await seed(broker, {"known": {A: "1"}, "parked:mail": [entry(A)]})
+
+    assert await broker.unpark(QUEUE, "w", ["mail"], room=1) == Unparked([], 1)
     assert (await everything(broker))["ready:2"] == [entry(A)]
 
 

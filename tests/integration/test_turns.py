@@ -203,7 +203,7 @@ async def test_a_job_of_an_unknown_task_is_parked_and_runs_where_the_task_is_kno
 
     await turn(old)
     parked = await bench.redis.lrange(bench.broker.keys("default").parked("note"), 0, -1)
-    await bench.broker.unpark("default", sorted(bench.app.tasks))
+    await new.turns.unpark("default")
     await turn(new)
 
     assert [entry[:32] for entry in parked] == [job_id.hex.encode()]
