@@ -45,6 +45,11 @@ async def record(sessions: async_sessionmaker[AsyncSession], schema: str, job_id
     return str(kept)
 
 
+def opening_of_record(schema: str) -> str:
+    """How the statement of `record` begins: for tests that stop a run in front of it."""
+    return _record.text(schema).partition("\n")[0]
+
+
 @asynccontextmanager
 async def _statement_by_statement(
     sessions: async_sessionmaker[AsyncSession],

@@ -30,6 +30,8 @@ class CrashPoint(StrEnum):
 
     BEFORE_COMMIT = "before_commit"
     """The task has done all it does, and the worker dies before the COMMIT that completes the job."""
+    BEFORE_STEP_IS_KEPT = "before_step_is_kept"
+    """The call of a `ctx.step()` has been made, and the worker dies before its result is kept."""
     AFTER_COMMIT = "after_commit"
     """The job is completed in PostgreSQL, and the worker dies before it tells Redis."""
     EMPTY_REDIS = "empty_redis"
@@ -40,7 +42,7 @@ class CrashPoint(StrEnum):
 
 CRASH_POINTS = tuple(CrashPoint)
 """All of them, to parametrize a test with."""
-_OF_WORKERS = (CrashPoint.BEFORE_COMMIT, CrashPoint.AFTER_COMMIT)
+_OF_WORKERS = (CrashPoint.BEFORE_COMMIT, CrashPoint.BEFORE_STEP_IS_KEPT, CrashPoint.AFTER_COMMIT)
 
 
 class Crashes:
@@ -91,6 +93,13 @@ class Crashes:
         Returns the id of that job. A task without `ctx.complete()` has returned by then.
         """
         return await self._run_until_death(CrashPoint.BEFORE_COMMIT, task)
+
+    async def before_step_is_kept(self, task: Task[..., Any, Any] | None = None, *, step: str | None = None) -> UUID:
+        """Run jobs until one, of `task` if given, has made the call of a step; its worker dies before that is kept.
+
+        Returns the id of that job. `step` is the name of the step; without it the first that is not kept yet.
+        """
+        return await self._run_until_death(CrashPoint.BEFORE_STEP_IS_KEPT, task, step)
 
     async def after_commit(self, task: Task[..., Any, Any] | None = None) -> UUID:
         """Run jobs until one, of `task` if given, is completed; its worker dies before the ack. Returns its id."""
@@ -145,17 +154,25 @@ class Crashes:
         elif await self._stage.unpushed((await self._stage.due()).values()):
             await self._stage.kill_relay_before_push()
 
-    async def _run_until_death(self, point: CrashPoint, task: Task[..., Any, Any] | None) -> UUID:
+    async def _run_until_death(
+        self, point: CrashPoint, task: Task[..., Any, Any] | None, step: str | None = None
+    ) -> UUID:
         names = None if task is None else (task.name, *task.aliases)
         for _ in range(_MOST_RUNS):
             if not await self._stage.due():
                 break
-            victim = await self._run_one(point, lambda row: names is None or row.task in names)
+            victim = await self._run_one(point, lambda row: names is None or row.task in names, step)
             if victim is not None:
                 return victim
-        raise AssertionError(f"no job{'' if task is None else f' of {task.name}'} is due: enqueue one, and commit")
+        job = f"no job{'' if task is None else f' of {task.name}'}"
+        if point is CrashPoint.BEFORE_STEP_IS_KEPT:
+            took = "took a step" if step is None else f"took the step {step!r}"
+            raise AssertionError(f"{job} that was due {took} whose result was not kept yet: enqueue one, and commit")
+        raise AssertionError(f"{job} is due: enqueue one, and commit")
 
-    async def _run_one(self, point: CrashPoint | None, is_victim: Callable[[SeenRow], bool]) -> UUID | None:
+    async def _run_one(
+        self, point: CrashPoint | None, is_victim: Callable[[SeenRow], bool], step: str | None = None
+    ) -> UUID | None:
         """Run one job to its end; or to the point, where its worker dies, if it is to be a victim: then its id."""
         due = await self._stage.due()
         holding = await self._stage.start_one()
@@ -166,7 +183,11 @@ class Crashes:
             await self._stage.finish(holding)
             return None
         if point is CrashPoint.BEFORE_COMMIT:
-            await self._stage.run_out(holding, unless_commits=True)
+            await self._stage.run_out(holding, until="commit")
+        elif point is CrashPoint.BEFORE_STEP_IS_KEPT:
+            if not await self._stage.run_out(holding, until="step", step=step):
+                await self._stage.finish(holding)  # it took none
+                return None
         else:
             await self._stage.run_out(holding)
             await self._stage.write_end()

@@ -11,18 +11,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Self
+from typing import Any, Literal, Self, TypeAlias
 from uuid import UUID
 
 import asyncpg
 from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.util import await_only
 
 from ..app import JobQ
 from ..broker.client import connect
 from ..broker.scripts import Broker, Pushed
-from ..outbox import rehearsal, settle
-from ..outbox.database import Database
+from ..outbox import rehearsal, settle, steps
 from ..outbox.rehearsal import SeenRow
 from ..relay.relay import Leader
 from ..settings import RelaySettings, WorkerSettings
@@ -34,6 +34,9 @@ _DEADLINE_S = 30.0
 _POLL_S = 0.002
 _NEVER_S = 36_000.0
 _RELAY = RelaySettings(beat=0.01, detect_loss_every=0.005, scrub_every=_NEVER_S, tidy_every=_NEVER_S)
+
+
+Stop: TypeAlias = Literal["commit", "step"]
 
 
 class Killed(BaseException):
@@ -52,7 +55,9 @@ class Stage:
         self._leaders_broker = _MortalBroker(self.broker.client, database_id)
         self._worker: Worker | None = None
         self._dead: list[Worker] = []
-        self._commits = _Commits()
+        self._sessions = app.database.sessions
+        self._gate = _Gate()
+        self._shut_gates: list[_Gate] = []
         self._frozen: list[asyncio.Task[Any]] = []
 
     @classmethod
@@ -65,7 +70,6 @@ class Stage:
             stack.push_async_callback(connection.close)
             stage = cls(app, stack, connection, await app.database.database_id(connection, app.schema))
             stack.push_async_callback(stage.broker.client.aclose)
-            stage._commits.watch(app.database)
             await stage._lead()
             try:
                 yield stage
@@ -156,18 +160,19 @@ class Stage:
         await self.run_out(holding)
         await self._settle(self._worker)
 
-    async def run_out(self, holding: Holding, *, unless_commits: bool = False) -> None:
-        """Let the run end; or come to the COMMIT of its `ctx.complete()`, and no further."""
+    async def run_out(self, holding: Holding, *, until: Stop | None = None, step: str | None = None) -> bool:
+        """Let the run end; or come to a place, and no further. Returns whether it came there."""
         assert holding.task is not None
-        self._commits.is_open = not unless_commits
-        arrived = asyncio.ensure_future(self._commits.arrived.wait())
+        gate = self._gate
+        gate.shut, gate.step = until, step
+        arrived = asyncio.ensure_future(gate.arrived.wait())
         try:
             await asyncio.wait({holding.task, arrived}, timeout=_DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
             arrived.cancel()
-        if not (holding.task.done() or self._commits.arrived.is_set()):
+        if not (holding.task.done() or gate.arrived.is_set()):
             raise AssertionError(f"After {_DEADLINE_S:.0f} s: the task still runs")
-        self._commits.arrived.clear()
+        return gate.arrived.is_set()
 
     async def write_end(self) -> None:
         """Write how the run ended to PostgreSQL, and tell Redis nothing."""
@@ -185,6 +190,7 @@ class Stage:
         if worker is None:
             return
         worker.heartbeat.stop()
+        self._shut_gates.append(self._gate)
         self._frozen += worker.turns.runs
         await settle.end_backends(self._connection, self.app.schema, worker.name)
         self._dead.append(worker)
@@ -202,6 +208,8 @@ class Stage:
         if self._worker is None:
             names = {*queues, *(task.queue for task in self.app.tasks.values())}
             settings = WorkerSettings(queues=tuple(sorted(names)), concurrency=1, beat=_NEVER_S / 10, lease=_NEVER_S)
+            self._gate = _Gate()
+            self.app.database.sessions = self._gate.watch(self._sessions, self.app.schema)
             self._worker = worker = Worker(self.app, settings)
             await worker.open(self._stack)
             await _until(lambda: worker.heartbeat.may_start, "the worker's first beat was answered")
@@ -227,35 +235,52 @@ class Stage:
         """End what was kept from running on. Its transactions are gone, so nothing comes of it in the stores."""
         if self._worker is not None:
             await self.kill_worker()
-        self._commits.killed.set()
+        for gate in self._shut_gates:
+            gate.killed.set()
         for run in self._frozen:
             run.cancel()
         await asyncio.gather(*self._frozen, return_exceptions=True)
 
 
-class _Commits:
-    """Where a run waits before the COMMIT of its `ctx.complete()`: of no other transaction, whoever's it is."""
+class _Gate:
+    """Where the runs of one worker stop for good, once it is shut: nothing else of that worker gets through then.
+
+    Before the COMMIT of `ctx.complete()`, of no other transaction, whoever's it is; or before a step is kept.
+    """
 
     def __init__(self) -> None:
-        self.is_open = True
+        self.shut: Stop | None = None
+        self.step: str | None = None
+        """The step that is meant; None: any."""
         self.arrived = asyncio.Event()
         self.killed = asyncio.Event()
 
-    def watch(self, database: Database) -> None:
-        """Give `ctx.complete()` sessions that wait here, and are otherwise the application's."""
-        maker = database.sessions
+    def watch(self, maker: async_sessionmaker[Any], schema: str) -> async_sessionmaker[Any]:
+        """Sessions that stop here, and are otherwise the application's."""
         kind = maker.kw.get("sync_session_class") or maker.class_.sync_session_class
         watched = type(kind.__name__, (kind,), {})
-        event.listen(watched, "before_commit", self._wait)
-        database.sessions = rebuilt(maker, sync_session_class=watched)
+        event.listen(watched, "before_commit", self._before_commit)
+        changes: dict[str, Any] = {"sync_session_class": watched}
+        if isinstance(engine := maker.kw.get("bind"), AsyncEngine):
+            changes["bind"] = own = engine.execution_options()  # the application's own hears of nothing
+            self._keeps_step = steps.opening_of_record(schema)
+            event.listen(own.sync_engine, "before_cursor_execute", self._before_statement)
+        return rebuilt(maker, **changes)
 
-    def _wait(self, session: Any) -> None:
-        if self.is_open or session.in_nested_transaction():
-            return
-        self.is_open = True
-        self.arrived.set()
-        await_only(self.killed.wait())
-        raise Killed
+    def _before_commit(self, session: Any) -> None:
+        if not session.in_nested_transaction():
+            self._pass("commit")
+
+    def _before_statement(self, connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith(self._keeps_step):
+            self._pass("step", parameters[1])
+
+    def _pass(self, what: Stop, step: str | None = None) -> None:
+        is_meant = self.shut == what and self.step in (None, step)
+        if is_meant or self.arrived.is_set():
+            self.arrived.set()
+            await_only(self.killed.wait())
+            raise Killed
 
 
 class _MortalBroker(Broker):

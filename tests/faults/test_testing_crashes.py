@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -17,7 +18,7 @@ from jobq import Context, JobQ, Reject, Retry, RetryPolicy
 from jobq.testing import CRASH_POINTS, Crashes, CrashPoint
 from tests.enqueuing import engine_for
 
-BEFORE_COMMIT, AFTER_COMMIT, EMPTY_REDIS, RELAY = CRASH_POINTS
+BEFORE_COMMIT, BEFORE_STEP_IS_KEPT, AFTER_COMMIT, EMPTY_REDIS, RELAY = CRASH_POINTS
 
 
 class Bank:
@@ -184,6 +185,76 @@ async def test_after_commit_the_row_is_gone_and_the_entry_still_in_the_working_l
         assert await store.lists(task.queue) == {}
 
 
+def task_of_steps(bank: Bank, *names: str) -> Any:
+    """A task that notes the call of each step as a run of it, and books at its end."""
+
+    async def call(name: str) -> None:
+        bank.runs.append(name)
+
+    @bank.jobs.task
+    async def work(ctx: Context) -> None:
+        for name in names:
+            await ctx.step(name, call, name)
+        async with ctx.complete() as session:
+            await session.execute(text("INSERT INTO ledger DEFAULT VALUES"))
+
+    return work
+
+
+async def test_before_a_step_is_kept_its_call_has_been_made(bank: Bank, crashes: Crashes, store: Redis) -> None:
+    work = task_of_steps(bank, "reserve", "pay")
+    async with crashes:
+        first, job_id = await bank.enqueue(bank.charge, work)
+
+        assert await crashes.before_step_is_kept() == job_id
+
+        assert (bank.runs, await bank.row(first)) == (["reserve"], None)
+        assert await bank.db.fetchval("SELECT count(*) FROM jobq.step") == 0
+        assert await store.lists() == {"working": 1}
+
+        assert await crashes.before_step_is_kept(work, step="pay") == job_id
+
+        assert bank.runs == ["reserve", "reserve", "pay"]
+        assert await bank.db.fetch("SELECT name FROM jobq.step") == [("reserve",)]
+        await crashes.recover()
+        assert bank.runs == ["reserve", "reserve", "pay", "pay"]
+        assert (await bank.booked(), await bank.rows()) == (1, 0)
+
+
+async def test_of_a_run_that_died_at_a_step_no_other_step_is_kept(bank: Bank, crashes: Crashes) -> None:
+    may_end = asyncio.Event()
+
+    async def call(name: str) -> None:
+        bank.runs.append(name)
+        if name == "slow":
+            await may_end.wait()
+
+    @bank.jobs.task
+    async def work(ctx: Context) -> None:
+        await asyncio.gather(*(ctx.step(name, call, name) for name in ("slow", "quick")))
+
+    async with crashes:
+        await bank.enqueue(work)
+        await crashes.before_step_is_kept(step="quick")
+        may_end.set()
+        await crashes.recover()
+
+        assert Counter(bank.runs) == {"slow": 2, "quick": 2}
+
+
+async def test_the_engine_of_the_application_is_left_alone(bank: Bank, crashes: Crashes) -> None:
+    work = task_of_steps(bank, "reserve")
+    async with crashes:
+        await bank.enqueue(work)
+        await crashes.before_step_is_kept(work)
+        async with bank.Session.begin() as session:
+            await session.execute(
+                text("INSERT INTO jobq.step (job_id, name, result) SELECT gen_random_uuid(), 'x', '1'")
+            )
+        await crashes.recover()
+    assert await bank.booked() == 1
+
+
 async def test_empty_redis_loses_what_was_pushed(bank: Bank, crashes: Crashes, store: Redis) -> None:
     async with crashes:
         (job_id,) = await bank.enqueue(bank.book)
@@ -317,7 +388,7 @@ async def test_recovery_tells_of_a_job_that_died_unless_its_task_rejected_it(ban
             await crashes.recover()
 
 
-@pytest.mark.parametrize("how", ["before_commit", "after_commit", "relay_between_poll_and_push"])
+@pytest.mark.parametrize("how", ["before_commit", "before_step_is_kept", "after_commit", "relay_between_poll_and_push"])
 async def test_a_crash_that_cannot_happen_is_an_error(bank: Bank, crashes: Crashes, how: str) -> None:
     async with crashes:
         with pytest.raises(AssertionError, match="enqueue"):
@@ -356,8 +427,25 @@ async def test_children_are_struck_too_and_are_enqueued_once(bank: Bank, crashes
         assert len(bank.runs) == (2 if point is BEFORE_COMMIT else 1)
 
 
+@pytest.mark.parametrize("point", CRASH_POINTS)
+async def test_only_the_step_that_was_not_kept_is_taken_again(bank: Bank, crashes: Crashes, point: CrashPoint) -> None:
+    async with crashes:
+        await bank.enqueue(task_of_steps(bank, "reserve", "pay"))
+
+        await crashes.at(point)
+
+        assert bank.runs == (["reserve"] if point is BEFORE_STEP_IS_KEPT else []) + ["reserve", "pay"]
+        assert (await bank.booked(), await bank.rows()) == (1, 0)
+
+
 async def test_a_point_may_be_given_by_its_name_and_is_a_readable_id(bank: Bank, crashes: Crashes) -> None:
-    assert list(CRASH_POINTS) == ["before_commit", "after_commit", "empty_redis", "relay_between_poll_and_push"]
+    assert list(CRASH_POINTS) == [
+        "before_commit",
+        "before_step_is_kept",
+        "after_commit",
+        "empty_redis",
+        "relay_between_poll_and_push",
+    ]
     async with crashes:
         with pytest.raises(ValueError, match="at_lunch"):
             await crashes.at("at_lunch")  # type: ignore[arg-type]
