@@ -88,9 +88,8 @@ class JobQ:
 
         The name, the function's own unless given, is what rows carry. Rename a task with `aliases=[old name]`: jobs
         stored under the old name run then. Leave it there while producers of the last release, or jobs of theirs, may
-        be about. Idempotency keys count for each name: where a key must hold across the rename, rename the function
-        and keep `name=`. `timeout` bounds one attempt. A first parameter annotated `Context`
-        receives the running job's context.
+        be about. An idempotency key counts for all of its names. `timeout` bounds one attempt. A first parameter
+        annotated `Context` receives the running job's context.
         Raises ConfigurationError.
         """
 

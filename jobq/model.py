@@ -110,6 +110,8 @@ class Intent:
     idempotency_key: str | None = None
     idempotency_ttl_s: float = 86_400.0
     headers: str | None = None  # JSON
+    former_names: tuple[str, ...] = ()
+    """The task's aliases, under which its idempotency keys count too."""
 
     def __repr__(self) -> str:
         return described(

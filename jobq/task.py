@@ -149,6 +149,7 @@ class Task(Generic[Q, P, T]):
             idempotency_key=options.idempotency_key,
             idempotency_ttl_s=options.idempotency_ttl_s,
             headers=outgoing(options.headers),
+            former_names=self.aliases,
         )
 
     def opts(

@@ -25,6 +25,7 @@ Row: TypeAlias = tuple[UUID, Intent]
 
 _enqueue = Statement("enqueue")
 _enqueue_many = Statement("enqueue_many")
+_enqueue_many_renamed = Statement("enqueue_many_renamed")
 
 
 async def enqueue(tx: Transaction, intent: Intent, *, schema: str) -> Enqueued:
@@ -46,14 +47,17 @@ async def enqueue_many(tx: Transaction, intents: Sequence[Intent], *, schema: st
     driver = await require_transaction(tx)
     if not intents:
         return []
-    first_of: dict[tuple[str, str] | UUID, UUID] = {}
+    first_of: dict[tuple[str, str], UUID] = {}
     rows: list[Row] = []
     asked: list[tuple[UUID, UUID]] = []
     for intent in intents:
         job_id = new_job_id()
-        key = (intent.task, intent.idempotency_key) if intent.idempotency_key is not None else job_id
-        # The second intent with a key is the first one's job: one statement cannot claim a key twice.
-        first = first_of.setdefault(key, job_id)
+        first = job_id
+        if intent.idempotency_key is not None:
+            keys = [(name, intent.idempotency_key) for name in (intent.task, *intent.former_names)]
+            # The second intent with a key is the first one's job: one statement cannot claim a key twice.
+            first = next((first_of[key] for key in keys if key in first_of), job_id)
+            first_of.update((key, first) for key in keys)
         asked.append((job_id, first))
         if first == job_id:
             rows.append((job_id, intent))
@@ -62,7 +66,7 @@ async def enqueue_many(tx: Transaction, intents: Sequence[Intent], *, schema: st
     holder: dict[UUID, UUID] = {}
     for statement in _statements(rows):
         with_key = [job_id for job_id, intent in statement if intent.idempotency_key is not None]
-        answers = await _enqueue_many.on(tx, schema, **columns(statement))
+        answers = await many(statement).on(tx, schema, **columns(statement))
         holder.update(zip(with_key, (id_ for id_, _ in answers), strict=True))
     _still_in_transaction(driver)
     return [Enqueued(holder.get(first, first), created=job_id == holder.get(first, first)) for job_id, first in asked]
@@ -97,10 +101,21 @@ def row(job_id: UUID, intent: Intent) -> dict[str, Any]:
     }
 
 
+def many(rows: Sequence[Row]) -> Statement:
+    """The statement for these rows: one of its own where keys count under former names too."""
+    return _enqueue_many_renamed if _former(rows) else _enqueue_many
+
+
+def _former(rows: Sequence[Row]) -> list[tuple[UUID, str]]:
+    return [
+        (job_id, name) for job_id, intent in rows if intent.idempotency_key is not None for name in intent.former_names
+    ]
+
+
 def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Name the values of `enqueue_many.sql`."""
+    """Name the values of the statement that `many` gives."""
     intents = [intent for _, intent in rows]
-    return {
+    found: dict[str, list[Any]] = {
         "ids": [job_id for job_id, _ in rows],
         "queues": [intent.queue for intent in intents],
         "tasks": [intent.task for intent in intents],
@@ -114,6 +129,9 @@ def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
         "keys": [intent.idempotency_key for intent in intents],
         "ttls_s": [intent.idempotency_ttl_s for intent in intents],
     }
+    if former := _former(rows):
+        found |= {"renamed": [job_id for job_id, _ in former], "former_names": [name for _, name in former]}
+    return found
 
 
 _REMEDY = (

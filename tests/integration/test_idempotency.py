@@ -226,14 +226,14 @@ class Rivals:
         self._url = url
         self._stack = stack
 
-    async def meet(self, task: Any) -> None:
+    async def meet(self, task: Any, second_task: Any) -> None:
         self.one = await self._stack.enter_async_context(connection_to(self._url))
         self.two = await self._stack.enter_async_context(connection_to(self._url))
         self.first_transaction, self.second_transaction = self.one.transaction(), self.two.transaction()
         await self.first_transaction.start()
         await self.second_transaction.start()
         self.first: Enqueued = await task.enqueue(self.one, 1)
-        self._waiting = asyncio.create_task(task.enqueue(self.two, 2))
+        self._waiting = asyncio.create_task(second_task.enqueue(self.two, 2))
         pid = self.two.get_server_pid()
         await until(lambda: is_waiting(self._url, pid), "the second transaction waits for the first")
 
@@ -245,10 +245,10 @@ class Rivals:
 
 
 @asynccontextmanager
-async def rivals(url: str, task: Any = once) -> AsyncIterator[Rivals]:
+async def rivals(url: str, task: Any = once, second_task: Any = None) -> AsyncIterator[Rivals]:
     async with AsyncExitStack() as stack:
         pair = Rivals(url, stack)
-        await pair.meet(task)
+        await pair.meet(task, second_task or task)
         yield pair
 
 
@@ -360,3 +360,116 @@ async def test_the_same_keys_in_opposite_order_do_not_deadlock_over_several_stat
     keys = [f"{letter}{n}{mark}" for letter in "aBcDé" for n in range(10) for mark in ("-", "_", "")]
 
     await crossed(database_url, keys, keys[::-1], rounds=4)
+
+
+# Across a rename
+
+
+def release_of(name: str, *aliases: str) -> Any:
+    """The task as one release of an application knows it."""
+
+    @JobQ().task(name=name, aliases=aliases)
+    def task(order_id: int) -> None: ...
+
+    return task.opts(idempotency_key="order:7")
+
+
+# In both orders of their bytes.
+RENAMES = pytest.mark.parametrize(("old", "new"), [("reserve", "book"), ("book", "reserve")])
+
+
+@RENAMES
+async def test_a_key_holds_across_a_rename_and_when_the_alias_is_taken_away(old, new, database_url):
+    before, renamed, after = release_of(old), release_of(new, old), release_of(new)
+    first = await enqueue_once(database_url, before)
+
+    answers = [await enqueue_once(database_url, task) for task in (renamed, before, renamed, after, renamed)]
+
+    assert answers == [Enqueued(first.id, created=False)] * 5
+    assert await ids(database_url) == [first.id]
+    # The new claim ends with the first one.
+    rows = await fetch(database_url, "SELECT count(DISTINCT expires_at), count(*) FROM jobq.idempotency_key")
+    assert rows == [(1, 2)]
+
+
+@RENAMES
+async def test_a_key_of_the_new_name_holds_for_releases_that_know_the_old_one(old, new, database_url):
+    first = await enqueue_once(database_url, release_of(new, old))
+    await complete(database_url)
+
+    assert await enqueue_once(database_url, release_of(old)) == Enqueued(first.id, created=False)
+    assert await ids(database_url) == []
+
+
+async def test_a_key_holds_across_two_renames(database_url):
+    first = await enqueue_once(database_url, release_of("a"))
+
+    for task in (release_of("c", "b", "a"), release_of("b", "a"), release_of("c", "b"), release_of("c")):
+        assert await enqueue_once(database_url, task) == Enqueued(first.id, created=False)
+
+
+async def test_two_jobs_under_both_names_stay_two_and_the_present_name_counts(database_url):
+    old = await enqueue_once(database_url, release_of("old"))
+    new = await enqueue_once(database_url, release_of("new"))
+
+    assert await enqueue_once(database_url, release_of("new", "old")) == Enqueued(new.id, created=False)
+    assert await enqueue_once(database_url, release_of("old")) == Enqueued(old.id, created=False)
+
+
+async def test_a_key_that_expired_under_the_old_name_is_taken_over_under_both(database_url):
+    await enqueue_once(database_url, release_of("old"))
+    await complete(database_url)
+    await expire(database_url)
+
+    again = await enqueue_once(database_url, release_of("new", "old"))
+
+    assert again.created
+    assert await enqueue_once(database_url, release_of("old")) == Enqueued(again.id, created=False)
+    assert await enqueue_once(database_url, release_of("new")) == Enqueued(again.id, created=False)
+
+
+@RENAMES
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+@pytest.mark.parametrize("older_first", [True, False], ids=["older release first", "newer release first"])
+async def test_two_releases_at_the_same_moment_make_one_job(old, new, ends, older_first, database_url):
+    older, newer = release_of(old), release_of(new, old)
+    first, second = (older, newer) if older_first else (newer, older)
+
+    async with rivals(database_url, first, second) as pair:
+        await getattr(pair.first_transaction, ends)()
+        answer = await pair.second()
+
+    if ends == "commit":
+        assert answer == Enqueued(pair.first.id, created=False)
+    else:
+        assert answer.created
+    assert await ids(database_url) == [answer.id]
+    assert await enqueue_once(database_url, older) == Enqueued(answer.id, created=False)
+    assert await enqueue_once(database_url, newer) == Enqueued(answer.id, created=False)
+
+
+async def test_a_key_never_leads_to_a_job_that_was_not_written(database_url):
+    """A release without the alias comes first under the new name, while one with it has claimed the old name."""
+    async with rivals(database_url, release_of("new"), release_of("new", "old")) as pair:
+        await pair.first_transaction.commit()
+        second = await pair.second()
+
+    assert second.created
+    assert sorted(await ids(database_url)) == sorted([pair.first.id, second.id])
+    assert await enqueue_once(database_url, release_of("old")) == Enqueued(second.id, created=False)
+    assert await enqueue_once(database_url, release_of("new", "old")) == Enqueued(pair.first.id, created=False)
+
+
+async def test_many_with_and_without_aliases_are_answered_in_order(database_url):
+    first = await enqueue_once(database_url, release_of("old"))
+    new, old = release_of("new", "old"), release_of("old")
+    other = new.opts(idempotency_key="order:8")
+    async with asyncpg_connection(database_url) as connection:
+        answers = await jobs.enqueue_many(
+            connection, [other.job(1), reserve.job(1), new.job(1), old.job(1), other.job(2), once.job(1)]
+        )
+
+    assert [answer.created for answer in answers] == [True, True, False, False, False, True]
+    assert answers[2].id == answers[3].id == first.id
+    assert answers[4].id == answers[0].id
+    assert len(await ids(database_url)) == 4

@@ -144,6 +144,19 @@ def test_twice_with_one_key_is_one_job(way, shared_database_url):
     assert row["args"] == {"order_id": 7}
 
 
+@any_way
+def test_a_key_holds_across_a_rename(way, shared_database_url):
+    before = JobQ().task(name="send", queue="mail")(send_receipt.function)
+    renamed = JobQ().task(name="mail_receipt", queue="mail", aliases=["send"])(send_receipt.function)
+    with way(shared_database_url) as run:
+        first = run(renamed.opts(idempotency_key="order:7"), 7)
+    with way(shared_database_url) as run:
+        again = run(before.opts(idempotency_key="order:7"), 7)
+
+    [row] = outbox(shared_database_url)
+    assert (first, again) == ((row["id"], True), (row["id"], False))
+
+
 @pytest.mark.parametrize("key", [None, "k"], ids=["without a key", "with a key"])
 @any_way
 def test_a_row_carries_what_the_options_say(way, key, shared_database_url):
