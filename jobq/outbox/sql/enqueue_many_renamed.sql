@@ -1,4 +1,4 @@
--- enqueue_many.sql for intents of which some are of tasks with former names. Parameters beside those of that file:
+-- Write many intents as enqueue_many.sql does, where some are of tasks with former names. Parameters beside its own:
 -- pairs of a job with a key and one of its task's former names. Apart from it, since most statements have none.
 -- A renamed task claims its keys under its former names first and then under its own, for one and the same job. An
 -- older release, which knows the former name only, meets the claim there. Where transactions that know different
