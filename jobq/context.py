@@ -290,13 +290,9 @@ class Context(Generic[S_co]):
                 xid = await begin_complete(
                     session, self._run.schema, (self._job.id, self._job.generation), worker=self._run.worker
                 )
-            except PoolTimeout as error:
-                raise HandBack("the application's connection pool had no connection free") from error
-            except DBAPIError as error:
-                state = getattr(error.orig, "sqlstate", None)
-                if state == _LOCK_NOT_AVAILABLE:
-                    raise HandBack("another transaction holds a lock on the job's row") from error
-                if state not in _SERIALIZATION or attempt == _TRIES_TO_BEGIN:
+            except Exception as error:
+                may_retry = await _judge(error, is_last=attempt == _TRIES_TO_BEGIN)
+                if not may_retry:
                     raise
                 await _rolled_back(inner, error)
                 continue
@@ -304,6 +300,21 @@ class Context(Generic[S_co]):
                 raise AlreadyDone(f"job {self._job.id} is no longer this run's: completed, cancelled or rescheduled")
             return session, transaction, xid
         raise AssertionError("unreachable")
+
+
+async def _judge(error: Exception, *, is_last: bool) -> bool:
+    """Whether to begin again. Raises HandBack where another run may: nothing has been done in the transaction."""
+    if isinstance(error, PoolTimeout):
+        raise HandBack("the application's connection pool had no connection free") from error
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    if state == _LOCK_NOT_AVAILABLE:
+        raise HandBack("another transaction holds a lock on the job's row") from error
+    if not is_unavailable(error):
+        return state in _SERIALIZATION and not is_last
+    if is_last:
+        await asyncio.sleep(_PAUSE_S)
+        raise HandBack("PostgreSQL was away") from error
+    return True  # a connection of the pool may have died with its server: the next one is new
 
 
 async def _rolled_back(stack: AsyncExitStack, error: BaseException) -> None:

@@ -98,8 +98,12 @@ def _loggers() -> Iterator[logging.Logger]:
 
 
 def _state(logger: logging.Logger) -> tuple[Any, ...]:
-    """Its configuration, without the handlers that pytest has while a test runs."""
-    handlers = [handler for handler in logger.handlers if not type(handler).__module__.startswith("_pytest.")]
+    """Its configuration, without what pytest has while a test runs and libraries add when they are imported."""
+    handlers = [
+        handler
+        for handler in logger.handlers
+        if not type(handler).__module__.startswith("_pytest.") and not isinstance(handler, logging.NullHandler)
+    ]
     return (logger.level, handlers, logger.propagate, logger.disabled)
 
 

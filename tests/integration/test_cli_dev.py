@@ -212,7 +212,8 @@ def test_what_cannot_be_run_is_said_before_a_server_starts(here: Path, args, cod
 def test_a_folder_that_cannot_be_had_is_named_with_the_remedy(here: Path) -> None:
     (here / "file").touch()
 
-    result = CliRunner().invoke(cli, ["dev", "shop:jobs", "--data", "file/below"])
+    with process_kept():
+        result = CliRunner().invoke(cli, ["dev", "shop:jobs", "--data", "file/below"])
 
     assert result.exit_code == ExitCode.FAILED
     assert "data cannot be kept there: " in result.stderr

@@ -17,6 +17,7 @@ from jobq import AlreadyDone, Context, TransactionUsed
 from jobq.outbox import settle
 from jobq.worker.worker import Worker
 from tests.builders import Bench, Gate, settled, started, turn, write_effect
+from tests.faults.proxy import postgres_proxy
 from tests.waiting import until
 
 
@@ -273,6 +274,61 @@ async def test_an_exhausted_pool_hands_the_job_back(
         assert await bench.effects(job_id) == 1
         await bench.assert_drained()
     await engine.dispose()
+
+
+async def test_connections_of_the_pool_that_died_with_their_server_cost_no_attempt(
+    shared_database_url: str, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    engine = own_engine(shared_database_url, pool_size=2)
+    async with Bench.open(shared_database_url, redis_url, database=engine) as bench:
+
+        @bench.app.task
+        async def book(ctx: Context) -> None:
+            async with ctx.complete() as session:
+                await write_effect(session, ctx)
+
+        worker = await bench.worker()
+        async with engine.connect() as one, engine.connect() as other:
+            pooled = [await connection.scalar(text("SELECT pg_backend_pid()")) for connection in (one, other)]
+        job_id = await bench.commit_and_relay(book)
+        await bench.db.execute("SELECT pg_terminate_backend(pid, 5000) FROM unnest($1::int[]) AS t (pid)", pooled)
+        await turn(worker)
+
+        assert outcomes(caplog) == ["job done"]
+        assert await bench.effects(job_id) == 1
+        await bench.assert_drained()
+    await engine.dispose()
+
+
+async def test_a_server_that_is_away_when_a_job_would_be_completed_costs_no_attempt(
+    shared_database_url: str, redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("jobq.context._PAUSE_S", 0.01)
+    async with (
+        postgres_proxy(shared_database_url) as (proxy, through),
+        Bench.open(shared_database_url, redis_url, database=through) as bench,
+    ):
+
+        @bench.app.task
+        async def book(ctx: Context) -> None:
+            proxy.is_refusing = True
+            proxy.cut()
+            try:
+                async with ctx.complete() as session:
+                    await write_effect(session, ctx)
+            finally:
+                proxy.is_refusing = False
+
+        worker = await bench.worker()
+        job_id = await bench.commit_and_relay(book)
+        await turn(worker)
+
+        row = await bench.row(job_id)
+        assert row is not None
+        assert (row["attempts"], row["generation"]) == (0, 1)
+        assert outcomes(caplog) == ["job handed back"]
 
 
 async def with_context(ctx: Context) -> None: ...

@@ -35,7 +35,7 @@ def test_the_tests_of_the_page_pass(servers: ServerUrls, tmp_path: Path) -> None
 
         output = run_page(tmp_path, servers)
 
-        assert "7 passed" in output, output
+        assert "8 passed" in output, output
         assert client.delete("a") == 1
 
 
@@ -46,7 +46,7 @@ def test_without_the_key_they_fail_before_the_commit_as_the_page_says(servers: S
 
     output = run_page(tmp_path, servers, "-k", "before_commit")
 
-    assert "1 failed, 6 deselected" in output, output
+    assert "1 failed, 7 deselected" in output, output
     assert "test_an_invoice_is_charged_once_whatever_dies[before_commit]" in output
 
 
