@@ -78,7 +78,9 @@ _LOST_SESSION = (
 def is_unavailable(error: BaseException) -> bool:
     """Whether `error`, through SQLAlchemy or not, says that PostgreSQL cannot be had just now."""
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
+        is_lost = error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
+        # What goes wrong while SQLAlchemy connects is translated twice, and not marked as a lost connection.
+        return is_lost or isinstance(getattr(error.orig, "__cause__", None), UNAVAILABLE)
     return isinstance(error, UNAVAILABLE)
 
 

@@ -58,7 +58,7 @@ def handler(_: Path) -> Iterator[None]:
 
 @contextmanager
 def logger(_: Path) -> Iterator[None]:
-    handler = logging.NullHandler()
+    handler = logging.StreamHandler()
     logging.root.addHandler(handler)
     yield
     logging.root.removeHandler(handler)
