@@ -201,13 +201,9 @@ class Context(Generic[S_co]):
         run, job = self._run, self._job
         try:
             found = await steps.recall(sessions, run.schema, (job.id, job.generation), name)
-        except PoolTimeout as error:
-            raise HandBack("the application's connection pool had no connection free") from error
         except Exception as error:
-            if not is_unavailable(error):
-                raise
-            await asyncio.sleep(_PAUSE_S)
-            raise HandBack("PostgreSQL was away") from error
+            await _hand_back_if_away(error)
+            raise
         if not found.is_current:
             raise AlreadyDone(f"job {job.id} is no longer this run's: completed, cancelled or rescheduled")
         return found.result
@@ -291,8 +287,7 @@ class Context(Generic[S_co]):
                     session, self._run.schema, (self._job.id, self._job.generation), worker=self._run.worker
                 )
             except Exception as error:
-                may_retry = await _judge(error, is_last=attempt == _TRIES_TO_BEGIN)
-                if not may_retry:
+                if not await _may_begin_again(error, is_last=attempt == _TRIES_TO_BEGIN):
                     raise
                 await _rolled_back(inner, error)
                 continue
@@ -302,19 +297,26 @@ class Context(Generic[S_co]):
         raise AssertionError("unreachable")
 
 
-async def _judge(error: Exception, *, is_last: bool) -> bool:
+async def _may_begin_again(error: Exception, *, is_last: bool) -> bool:
     """Whether to begin again. Raises HandBack where another run may: nothing has been done in the transaction."""
-    if isinstance(error, PoolTimeout):
-        raise HandBack("the application's connection pool had no connection free") from error
     state = getattr(getattr(error, "orig", None), "sqlstate", None)
     if state == _LOCK_NOT_AVAILABLE:
         raise HandBack("another transaction holds a lock on the job's row") from error
-    if not is_unavailable(error):
-        return state in _SERIALIZATION and not is_last
-    if is_last:
+    # A connection of the pool may have died with its server: the next one is new.
+    is_lost = is_unavailable(error) and not isinstance(error, PoolTimeout)
+    if (is_lost or state in _SERIALIZATION) and not is_last:
+        return True
+    await _hand_back_if_away(error)
+    return False
+
+
+async def _hand_back_if_away(error: Exception) -> None:
+    """Raise HandBack where PostgreSQL, or a connection to it, cannot be had just now."""
+    if isinstance(error, PoolTimeout):
+        raise HandBack("the application's connection pool had no connection free") from error
+    if is_unavailable(error):
         await asyncio.sleep(_PAUSE_S)
         raise HandBack("PostgreSQL was away") from error
-    return True  # a connection of the pool may have died with its server: the next one is new
 
 
 async def _rolled_back(stack: AsyncExitStack, error: BaseException) -> None:
