@@ -64,25 +64,26 @@ async def enqueue_many(tx: Transaction, intents: Sequence[Intent], *, schema: st
     # By key over the whole call: two transactions with the same keys then wait for each other, not in a ring.
     rows.sort(key=lambda row: (row[1].task, row[1].idempotency_key or ""))
     holder: dict[UUID, UUID] = {}
-    for statement in _statements(rows):
-        with_key = [job_id for job_id, intent in statement if intent.idempotency_key is not None]
-        answers = await many(statement).on(tx, schema, **columns(statement))
+    for batch in _batches(rows):
+        with_key = [job_id for job_id, intent in batch if intent.idempotency_key is not None]
+        statement, values = many(batch)
+        answers = await statement.on(tx, schema, **values)
         holder.update(zip(with_key, (id_ for id_, _ in answers), strict=True))
     _still_in_transaction(driver)
     return [Enqueued(holder.get(first, first), created=job_id == holder.get(first, first)) for job_id, first in asked]
 
 
-def _statements(rows: list[Row]) -> Iterator[list[Row]]:
+def _batches(rows: list[Row]) -> Iterator[list[Row]]:
     """Cut into what one statement takes: PostgreSQL refuses a parameter of 1 GB."""
-    statement: list[Row] = []
+    batch: list[Row] = []
     size = 0
     for row in rows:
         size += len(row[1].args)
-        if len(statement) == ROWS_PER_STATEMENT or size > CHARACTERS_PER_STATEMENT:
-            yield statement
-            statement, size = [], len(row[1].args)
-        statement.append(row)
-    yield statement
+        if len(batch) == ROWS_PER_STATEMENT or size > CHARACTERS_PER_STATEMENT:
+            yield batch
+            batch, size = [], len(row[1].args)
+        batch.append(row)
+    yield batch
 
 
 def row(job_id: UUID, intent: Intent) -> dict[str, Any]:
@@ -101,21 +102,10 @@ def row(job_id: UUID, intent: Intent) -> dict[str, Any]:
     }
 
 
-def many(rows: Sequence[Row]) -> Statement:
-    """The statement for these rows: one of its own where keys count under former names too."""
-    return _enqueue_many_renamed if _former(rows) else _enqueue_many
-
-
-def _former(rows: Sequence[Row]) -> list[tuple[UUID, str]]:
-    return [
-        (job_id, name) for job_id, intent in rows if intent.idempotency_key is not None for name in intent.former_names
-    ]
-
-
-def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
-    """Name the values of the statement that `many` gives."""
+def many(rows: Sequence[Row]) -> tuple[Statement, dict[str, list[Any]]]:
+    """The statement for these rows and its values: one of its own where keys count under former names too."""
     intents = [intent for _, intent in rows]
-    found: dict[str, list[Any]] = {
+    values: dict[str, list[Any]] = {
         "ids": [job_id for job_id, _ in rows],
         "queues": [intent.queue for intent in intents],
         "tasks": [intent.task for intent in intents],
@@ -129,9 +119,16 @@ def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
         "keys": [intent.idempotency_key for intent in intents],
         "ttls_s": [intent.idempotency_ttl_s for intent in intents],
     }
-    if former := _former(rows):
-        found |= {"renamed": [job_id for job_id, _ in former], "former_names": [name for _, name in former]}
-    return found
+    former = [
+        (job_id, name) for job_id, intent in rows if intent.idempotency_key is not None for name in intent.former_names
+    ]
+    if not former:
+        return _enqueue_many, values
+    renamed: dict[str, list[Any]] = {
+        "renamed": [job_id for job_id, _ in former],
+        "former_names": [name for _, name in former],
+    }
+    return _enqueue_many_renamed, values | renamed
 
 
 _REMEDY = (

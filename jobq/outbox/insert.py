@@ -12,7 +12,7 @@ from typing import Any, LiteralString, TypeAlias
 from sqlalchemy import Boolean, TextualSelect, Uuid, column, text
 
 from ..model import Intent, new_job_id
-from .enqueue import Row, columns, many, row
+from .enqueue import many, row
 from .statement import Statement, pyformat
 
 Query: TypeAlias = tuple[LiteralString, dict[str, Any]]
@@ -23,28 +23,24 @@ _enqueue = Statement("enqueue")
 
 def as_insert(intent: Intent, *, schema: str) -> TextualSelect:
     """Return the statement for SQLAlchemy."""
-    rows = [(new_job_id(), intent)]
-    source = _source(schema, _statement(rows))
-    return text(source).bindparams(**_values(rows)).columns(column("id", Uuid()), column("created", Boolean()))
+    statement, values = _bound(intent)
+    columns = column("id", Uuid()), column("created", Boolean())
+    return text(_source(schema, statement)).bindparams(**values).columns(*columns)
 
 
 def as_sql(intent: Intent, *, schema: str) -> Query:
     """Return the statement for a cursor whose parameters are `%(name)s`."""
-    rows = [(new_job_id(), intent)]
-    return _pyformat(schema, _statement(rows)), _values(rows)
+    statement, values = _bound(intent)
+    return _pyformat(schema, statement), values
 
 
-def _statement(rows: list[Row]) -> Statement:
-    return _enqueue if rows[0][1].idempotency_key is None else many(rows)
-
-
-def _values(rows: list[Row]) -> dict[str, Any]:
-    # An id is text here: not every driver knows UUID, and the statement has the cast.
-    ((job_id, intent),) = rows
+def _bound(intent: Intent) -> tuple[Statement, dict[str, Any]]:
+    """The statement for a new job, and its values. An id is text there: not every driver knows UUID."""
+    job_id = new_job_id()
     if intent.idempotency_key is None:
-        return row(job_id, intent) | {"id": str(job_id)}
-    values = columns(rows)
-    return values | {name: list(map(str, values[name])) for name in ("ids", "renamed") if name in values}
+        return _enqueue, row(job_id, intent) | {"id": str(job_id)}
+    statement, values = many([(job_id, intent)])
+    return statement, values | {name: list(map(str, values[name])) for name in ("ids", "renamed") if name in values}
 
 
 @cache
