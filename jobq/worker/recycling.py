@@ -15,8 +15,9 @@ from pathlib import Path
 
 from ..errors import ConfigurationError
 from ..settings import WorkerSettings
+from .orders import Orders
 from .owned import Owned
-from .turns import Orders, Turns
+from .turns import Turns
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@
 2. `read` reads their rows on the primary: a row that is gone or has moved on is never run, whatever Redis says.
 3. `start` runs them; a job that killed its worker before runs with nothing beside it.
 
-Called by worker and, with its findings, by the heartbeat. Calls broker, outbox.settle, shares, executor and settler.
+Called by worker and, with its findings, by the heartbeat. Calls broker, outbox.settle, shares, bells, executor
+and settler.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import math
 import sys
 import time
 from collections import deque
-from typing import Any
 from uuid import UUID
 
 from ..app import JobQ
@@ -32,43 +32,18 @@ from ..outbox.database import is_unavailable
 from ..outbox.line import Line
 from ..settings import CRASHES_BEFORE_ALONE, WorkerSettings
 from .attempt import Attempt
+from .bells import Bells
 from .executor import Executor
 from .heartbeat import Heartbeat
+from .orders import Orders
 from .owned import Ending, Holding, Owned
 from .settler import BUFFER_LIMIT, Settler
 from .shares import Shares
 
 log = logging.getLogger(__name__)
 
-_BELL_S = 1.0
 _LOOK_UP_S = 0.25
 _SHORT_OF_THREADS_S = 5.0
-
-
-class Orders:
-    """What a worker is told from outside. `wake()` after setting one."""
-
-    def __init__(self) -> None:
-        self.quiet = asyncio.Event()
-        """Fetch nothing more, and go on running what has started."""
-        self.stopping = asyncio.Event()
-        """Fetch nothing more, give running jobs their grace, hand back the rest."""
-        self.hurry = asyncio.Event()
-        """Hand everything back at once."""
-        self.woken = asyncio.Event()
-
-    def wake(self) -> None:
-        """Look up from whatever is waited for."""
-        self.woken.set()
-
-    async def wait(self, seconds: float) -> None:
-        """Wait to be woken, `seconds` at most."""
-        self.woken.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                await self.woken.wait()
-        except TimeoutError:
-            pass
 
 
 class Turns:
@@ -108,9 +83,7 @@ class Turns:
         self.is_fenced = False
         self._told_unknown: set[str] = set()
         self._shares = Shares(settings.queues, settings.weights, strict=settings.strict)
-        self._bells = {broker.keys(queue).bell.encode(): queue for queue in settings.queues}
-        self._heard: set[str] = set()
-        """Queues whose bell this worker took and that it has not asked since."""
+        self._bells = Bells(broker, settings, orders)
         self._short_of_threads_at: float | None = None
         self.redis_outage = Outage("redis", "worker")
         self.database_outage = Outage("postgresql", "worker")
@@ -164,7 +137,7 @@ class Turns:
         while portions := self._shares.split(room - len(taken)):
             for queue, count in portions:
                 taken += await self._fetch_from(queue, count)
-        for queue in list(self._heard):
+        for queue in list(self._bells.heard):
             # Others filled all slots: its bell is to wake another worker, which may have some to spare.
             await self._fetch_from(queue, 0)
         self.redis_outage.end()
@@ -173,7 +146,7 @@ class Turns:
     async def _fetch_from(self, queue: str, count: int) -> list[Holding]:
         # Crash here, or no answer: the entries are in the working list, and are adopted or swept.
         fetched = await self._broker.fetch(queue, self._worker, count)
-        self._heard.discard(queue)
+        self._bells.heard.discard(queue)
         entries, left = (fetched.entries, fetched.left) if fetched is not None else ([], 0)
         self._shares.note(queue, count, len(entries), left, time.monotonic())
         if fetched is None:
@@ -285,7 +258,7 @@ class Turns:
             self._note_short_threads()
             await self._orders.wait(_LOOK_UP_S)
         elif has_looked:
-            await self._listen()
+            await self._bells.listen()
 
     def _note_short_threads(self) -> None:
         """Say so once when jobs that wait for a thread have kept asynchronous ones from running for a while."""
@@ -304,23 +277,6 @@ class Turns:
                 "workers of their own",
                 extra={"fields": fields},
             )
-
-    async def _listen(self) -> None:
-        """Block on the bell, never on a queue: a cancelled blocking move loses its entry (MUST)."""
-        if self._orders.woken.is_set():
-            self._orders.woken.clear()
-            return
-        ring = asyncio.ensure_future(self._broker.client.blpop(list(self._bells), timeout=_BELL_S))
-        woken = asyncio.ensure_future(self._orders.woken.wait())
-        # Interrupted, it may have taken any bell without telling.
-        self._heard = set(self._bells.values())
-        try:
-            await asyncio.wait({ring, woken}, timeout=_BELL_S + 2, return_when=asyncio.FIRST_COMPLETED)
-            if ring.done():
-                rung = ring.result()
-                self._heard = {self._bells[rung[0]]} if rung is not None else set()
-        finally:
-            await _cancelled(ring, woken)
 
     async def adopt(self, queue: str, raws: list[bytes]) -> None:
         """Take up entries in my working list that I never saw arrive."""
@@ -384,9 +340,3 @@ class Turns:
             if (left := until - time.monotonic()) <= 0:
                 return
             await self._orders.wait(left)
-
-
-async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -31,11 +31,12 @@ from .burial import Undertaker
 from .checks import checks
 from .executor import Executor
 from .heartbeat import Heartbeat
+from .orders import Orders
 from .owned import Owned
 from .recycling import Recycling, check_memory
 from .settler import Settler
 from .sweeper import SWEEP_EVERY_S, Sweeper
-from .turns import Orders, Turns
+from .turns import Turns
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from sqlalchemy.engine import make_url
 
 from jobq import Context, JobQ, SchemaMismatch
 from jobq.settings import WorkerSettings
-from jobq.worker import turns as turns_module
 from jobq.worker import worker as worker_module
 from jobq.worker.worker import EXIT_LEFT_BEHIND, Worker
 from tests.builders import Bench, Gate, running, write_effect
@@ -235,7 +234,7 @@ async def blocked_clients(bench: Bench) -> list[dict[str, str]]:
 
 
 async def test_an_idle_worker_stops_without_waiting_for_the_bell(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns_module, "_BELL_S", 3600.0)
+    monkeypatch.setattr("jobq.worker.bells._BELL_S", 3600.0)
     worker = a_worker(bench)
     async with running(worker) as run:
         await until(lambda: is_blocked(bench), "it waits for the bell")

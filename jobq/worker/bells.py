@@ -1,0 +1,49 @@
+"""The doorbells of a worker's queues: where it waits while it is idle.
+
+Invariant: a bell carries nothing, so that a wait cut off at any moment loses no entry. Called by turns. Calls broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ..broker.scripts import Broker
+from ..settings import WorkerSettings
+from .orders import Orders
+
+_BELL_S = 1.0
+
+
+class Bells:
+    """The bells of one worker."""
+
+    def __init__(self, broker: Broker, settings: WorkerSettings, orders: Orders):
+        self._client = broker.client
+        self._queues = {broker.keys(queue).bell.encode(): queue for queue in settings.queues}
+        self._orders = orders
+        self.heard: set[str] = set()
+        """Queues whose bell this worker took and that it has not asked since."""
+
+    async def listen(self) -> None:
+        """Block on the bell, never on a queue: a cancelled blocking move loses its entry (MUST)."""
+        if self._orders.woken.is_set():
+            self._orders.woken.clear()
+            return
+        ring = asyncio.ensure_future(self._client.blpop(list(self._queues), timeout=_BELL_S))
+        woken = asyncio.ensure_future(self._orders.woken.wait())
+        # Interrupted, it may have taken any bell without telling.
+        self.heard = set(self._queues.values())
+        try:
+            await asyncio.wait({ring, woken}, timeout=_BELL_S + 2, return_when=asyncio.FIRST_COMPLETED)
+            if ring.done():
+                rung = ring.result()
+                self.heard = {self._queues[rung[0]]} if rung is not None else set()
+        finally:
+            await _cancelled(ring, woken)
+
+
+async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
