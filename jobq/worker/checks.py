@@ -8,50 +8,60 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
 
-from ..health import Check, store_check
+from ..health import Check, Pulse, store_check
+from ..settings import WorkerSettings
+from .heartbeat import Heartbeat
+from .orders import Orders
+from .settler import Settler
+from .turns import Turns
 
-if TYPE_CHECKING:
-    from .worker import Worker
+STARTING = Check("turns", False, "still starting: it checks both stores and enters the lifespan")
+"""All there is to say before there is anything to ask."""
 
 
-def checks(worker: Worker) -> list[Check]:
+def checks(
+    worker: str,
+    settings: WorkerSettings,
+    *,
+    pulse: Pulse,
+    orders: Orders,
+    turns: Turns,
+    settler: Settler,
+    heartbeat: Heartbeat,
+) -> list[Check]:
     """Every check by name, the failing ones and the others."""
-    if not worker.is_open:
-        return [Check("turns", False, "still starting: it checks both stores and enters the lifespan")]
     return [
         # One that takes no turn for a lease does no work, though it is not given up yet.
-        worker.pulse.check(longest_s=worker.settings.lease),
-        _open(worker),
-        _lease(worker),
-        _registered(worker),
-        store_check("redis", worker.turns.redis_outage, worker.settler.redis_outage, worker.heartbeat.outage),
-        store_check("postgresql", worker.turns.database_outage, worker.settler.database_outage),
+        pulse.check(longest_s=settings.lease),
+        _open(settings, orders),
+        _lease(heartbeat),
+        _registered(worker, turns),
+        store_check("redis", turns.redis_outage, settler.redis_outage, heartbeat.outage),
+        store_check("postgresql", turns.database_outage, settler.database_outage),
     ]
 
 
-def _open(worker: Worker) -> Check:
-    orders = worker.orders
+def _open(settings: WorkerSettings, orders: Orders) -> Check:
     if orders.stopping.is_set():
         return Check("open", False, "it was told to stop, and fetches nothing more")
     if orders.quiet.is_set():
         return Check("open", False, "it was told to be quiet, and fetches nothing more")
-    return Check("open", True, f"it fetches from {', '.join(worker.settings.queues)}")
+    return Check("open", True, f"it fetches from {', '.join(settings.queues)}")
 
 
-def _lease(worker: Worker) -> Check:
+def _lease(heartbeat: Heartbeat) -> Check:
     """The heartbeat: without an answered one no run starts."""
-    acked_at = worker.heartbeat.acked_at
+    acked_at = heartbeat.acked_at
     if math.isinf(acked_at):
         return Check("lease", False, "no heartbeat has been answered yet")
     found = f"the last answered heartbeat was {time.monotonic() - acked_at:.1f} s ago"
-    if worker.heartbeat.may_start:
+    if heartbeat.may_start:
         return Check("lease", True, found)
     return Check("lease", False, f"{found}: no run starts until the next one")
 
 
-def _registered(worker: Worker) -> Check:
-    if worker.turns.is_fenced:
+def _registered(worker: str, turns: Turns) -> Check:
+    if turns.is_fenced:
         return Check("registered", False, "fenced: Redis does not know this worker until its next heartbeat")
-    return Check("registered", True, f"as {worker.name}")
+    return Check("registered", True, f"as {worker}")

@@ -28,7 +28,7 @@ from ..outbox.database import is_unavailable
 from ..outbox.line import Line
 from ..settings import WorkerSettings
 from .burial import Undertaker
-from .checks import checks
+from .checks import STARTING, checks
 from .executor import Executor
 from .heartbeat import Heartbeat
 from .orders import Orders
@@ -150,7 +150,17 @@ class Worker:
 
     def checks(self) -> list[Check]:
         """What keeps this worker from its work, as far as it knows. Safe from any thread; asks nobody."""
-        return checks(self)
+        if not self.is_open:
+            return [STARTING]
+        return checks(
+            self.name,
+            self.settings,
+            pulse=self.pulse,
+            orders=self.orders,
+            turns=self.turns,
+            settler=self.settler,
+            heartbeat=self.heartbeat,
+        )
 
     def _make_heartbeat(self) -> Heartbeat:
         loop = asyncio.get_running_loop()
