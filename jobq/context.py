@@ -1,32 +1,30 @@
 """What a running job sees: who it is, what it may use, its recovery points, and the one transaction that finishes it.
 
-Invariant: the effects written in `complete()` and the job's own completion are one COMMIT, whose first
-statement is the DELETE of the job's row. Called by the executor and by tasks. Calls step, outbox.settle and
-outbox.steps.
+Invariant: a step whose result is kept is not called again by the same job. Called by the executor and by tasks.
+Calls complete, step and outbox.steps.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import cached_property, partial
 from typing import Any, Generic, overload
 from uuid import UUID, uuid5
 
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from typing_extensions import ParamSpec, TypeVar
 
 from .codec import ResultCodec
+from .complete import complete
 from .errors import AlreadyDone, ConfigurationError, InvalidResult, TransactionUsed
 from .model import Job
 from .outbox import steps
-from .outbox.database import PoolTimeout, is_unavailable
-from .outbox.settle import begin_complete, is_same_transaction
+from .outbox.database import is_unavailable
+from .run import Completion, Run, hand_back_if_away
 from .step import called, codec_of, refuse_bad_name, to_the_end
 
 log = logging.getLogger(__name__)
@@ -38,43 +36,12 @@ S_co = TypeVar("S_co", covariant=True, default=object)
 """The application's state. Its default is not Any: mypy gives up on an overload whose argument holds one, and would
 let wrong calls of a task with a bare `Context` pass."""
 
-_TRIES_TO_BEGIN = 3
-_LOCK_NOT_AVAILABLE = "55P03"
-_SERIALIZATION = ("40001", "40P01")
-_FAILED_TRANSACTION = "25P02"
 _PASSING = ("08", "25006", "40", "53", "57")
 """SQLSTATEs, or their classes, of what goes by: connections, a failover, conflicts, resources, operators."""
 _PAUSE_S = 0.5
 """Between two tries while PostgreSQL cannot be had."""
 _PATIENCE_S = 3.0
 """How long a worker that stops waits for PostgreSQL to take a step's result, once it has cancelled the run."""
-
-
-class Completion(enum.Enum):
-    """How far a run got with `ctx.complete()`."""
-
-    UNUSED = "unused"
-    OPEN = "open"
-    """It was entered, and how it ends is told by the row: even COMMIT may go without an answer."""
-    COMMITTED = "committed"
-
-
-class HandBack(BaseException):
-    """The run cannot go on here and now, and has begun nothing new: its entry goes back and no attempt is used."""
-
-
-class Run:
-    """What the worker gives each context: the means, and the place where the run's completion is noted."""
-
-    __slots__ = ("completion", "schema", "sessions", "steps", "worker")
-
-    def __init__(self, worker: str, schema: str, sessions: async_sessionmaker[AsyncSession] | None):
-        self.worker = worker
-        self.schema = schema
-        self.sessions = sessions
-        self.completion = Completion.UNUSED
-        self.steps: set[str] | None = None
-        """Names of the steps that this run has taken."""
 
 
 class Context(Generic[S_co]):
@@ -202,7 +169,7 @@ class Context(Generic[S_co]):
         try:
             found = await steps.recall(sessions, run.schema, (job.id, job.generation), name)
         except Exception as error:
-            await _hand_back_if_away(error)
+            await hand_back_if_away(error)
             raise
         if not found.is_current:
             raise AlreadyDone(f"job {job.id} is no longer this run's: completed, cancelled or rescheduled")
@@ -224,8 +191,7 @@ class Context(Generic[S_co]):
                     log.warning("cannot keep the result of a step yet, trying again", extra={"fields": fields})
             await asyncio.sleep(_PAUSE_S)
 
-    @asynccontextmanager
-    async def complete(self) -> AsyncIterator[AsyncSession]:
+    def complete(self) -> AbstractAsyncContextManager[AsyncSession]:
         """Finish the job: a session whose COMMIT applies the block's writes and the completion together.
 
         Use it once, as the last thing in the task. Jobs enqueued with the session belong to the same COMMIT.
@@ -234,90 +200,4 @@ class Context(Generic[S_co]):
         Raises AlreadyDone (not an Exception) before the block when the job is no longer this run's, and
         TransactionUsed on a second use. Do not commit or roll back inside.
         """
-        run = self._run
-        if run.completion is not Completion.UNUSED:
-            raise TransactionUsed(
-                f"task {self.task!r} entered ctx.complete() twice: it finishes the job, so put all effects in one block"
-            )
-        if run.sessions is None:
-            raise ConfigurationError(f"task {self.task!r} is a plain function, and ctx.complete() needs `async def`")
-        run.completion = Completion.OPEN
-        async with AsyncExitStack() as stack:
-            session, transaction, xid = await self._begin(stack, run.sessions)
-            yield session
-            await self._check_still_open(session, transaction, xid)
-            # Crash here: nothing is committed, the job runs again.
-            # Not cancelled half way: nobody would know whether it happened.
-            _, cancelled = await to_the_end(transaction.__aexit__(None, None, None))
-            run.completion = Completion.COMMITTED
-            if cancelled is not None:
-                raise cancelled
-            # Crash here: all is committed; the entry comes back, and its pre-read finds no row.
-
-    async def _check_still_open(self, session: AsyncSession, transaction: AsyncSessionTransaction, xid: str) -> None:
-        """Refuse to commit anything but what began with the DELETE of the row.
-
-        After a statement that failed, PostgreSQL answers COMMIT with a rollback and no error: a block that swallowed
-        such a failure would seem done, and run again and again.
-        """
-        is_open, cause = False, None
-        if transaction.is_active:
-            try:
-                is_open = await is_same_transaction(session, self._run.schema, xid)
-            except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) != _FAILED_TRANSACTION:
-                    raise
-                cause = error
-        if not is_open:
-            raise TransactionUsed(
-                f"task {self.task!r}: the transaction of ctx.complete() was over before its block. Leave commit and "
-                "rollback to it, and put `async with session.begin_nested():` around a statement that may fail"
-            ) from cause
-
-    async def _begin(
-        self, stack: AsyncExitStack, sessions: async_sessionmaker[AsyncSession]
-    ) -> tuple[AsyncSession, AsyncSessionTransaction, str]:
-        """Open the transaction, and delete the row in it before anything else happens there (MUST)."""
-        for attempt in range(1, _TRIES_TO_BEGIN + 1):
-            inner = await stack.enter_async_context(AsyncExitStack())
-            session = await inner.enter_async_context(sessions())
-            transaction = await inner.enter_async_context(session.begin())
-            try:
-                xid = await begin_complete(
-                    session, self._run.schema, (self._job.id, self._job.generation), worker=self._run.worker
-                )
-            except Exception as error:
-                if not await _may_begin_again(error, is_last=attempt == _TRIES_TO_BEGIN):
-                    raise
-                await _rolled_back(inner, error)
-                continue
-            if xid is None:
-                raise AlreadyDone(f"job {self._job.id} is no longer this run's: completed, cancelled or rescheduled")
-            return session, transaction, xid
-        raise AssertionError("unreachable")
-
-
-async def _may_begin_again(error: Exception, *, is_last: bool) -> bool:
-    """Whether to begin again. Raises HandBack where another run may: nothing has been done in the transaction."""
-    state = getattr(getattr(error, "orig", None), "sqlstate", None)
-    if state == _LOCK_NOT_AVAILABLE:
-        raise HandBack("another transaction holds a lock on the job's row") from error
-    # A connection of the pool may have died with its server: the next one is new.
-    is_lost = is_unavailable(error) and not isinstance(error, PoolTimeout)
-    if (is_lost or state in _SERIALIZATION) and not is_last:
-        return True
-    await _hand_back_if_away(error)
-    return False
-
-
-async def _hand_back_if_away(error: Exception) -> None:
-    """Raise HandBack where PostgreSQL, or a connection to it, cannot be had just now."""
-    if isinstance(error, PoolTimeout):
-        raise HandBack("the application's connection pool had no connection free") from error
-    if is_unavailable(error):
-        await asyncio.sleep(_PAUSE_S)
-        raise HandBack("PostgreSQL was away") from error
-
-
-async def _rolled_back(stack: AsyncExitStack, error: BaseException) -> None:
-    await stack.__aexit__(type(error), error, error.__traceback__)
+        return complete(self._job, self._run)

@@ -21,12 +21,13 @@ from functools import partial
 from typing import Any, Protocol
 
 from ..app import JobQ
-from ..context import Completion, Context, HandBack, Run
+from ..context import Context
 from ..errors import AlreadyDone, InvalidResult
 from ..model import Job
 from ..outbox.settle import Burial, Reschedule
 from ..outcomes import Reject, Retry, Snooze
 from ..retry import LONGEST_DELAY_S, default_delay
+from ..run import Completion, HandBack, Run
 from ..settings import ERROR_LIMIT
 from ..task import Task
 from ..tracing import resume

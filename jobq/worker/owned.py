@@ -11,9 +11,9 @@ import asyncio
 import enum
 from collections.abc import Iterable
 
-from ..context import Run
 from ..model import Entry
 from ..outbox.settle import RunKey
+from ..run import Run
 from .attempt import Attempt
 
 

@@ -22,7 +22,6 @@ from uuid import UUID
 from ..app import JobQ
 from ..broker.client import TROUBLE
 from ..broker.scripts import Broker
-from ..context import Completion
 from ..errors import ConfigurationError
 from ..health import Pulse
 from ..model import Entry, Job
@@ -30,6 +29,7 @@ from ..outage import Outage
 from ..outbox import settle
 from ..outbox.database import is_unavailable
 from ..outbox.line import Line
+from ..run import Completion
 from ..settings import CRASHES_BEFORE_ALONE, WorkerSettings
 from .attempt import Attempt
 from .bells import Bells

@@ -305,7 +305,7 @@ async def test_a_server_that_is_away_when_a_job_would_be_completed_costs_no_atte
     shared_database_url: str, redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("jobq.context._PAUSE_S", 0.01)
+    monkeypatch.setattr("jobq.run._PAUSE_S", 0.01)
     async with (
         postgres_proxy(shared_database_url) as (proxy, through),
         Bench.open(shared_database_url, redis_url, database=through) as bench,

@@ -897,7 +897,7 @@ async def test_a_primary_that_takes_no_writes_just_after_the_call_throws_no_resu
 async def test_a_connection_that_was_cut_before_the_call_hands_the_job_back(
     bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context, "_PAUSE_S", 0.01)
+    monkeypatch.setattr("jobq.run._PAUSE_S", 0.01)
     caplog.set_level(logging.INFO)
     gateway = Gateway()
     charge, _ = step_task(bench, gateway, until_call=1)
