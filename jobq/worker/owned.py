@@ -42,6 +42,11 @@ class Holding:
         """Whether a heartbeat may vouch for it: not for a run whose task ended without settling."""
         return self.is_settling or self.task is None or not self.task.done()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has a run that goes on, and that nobody has settled."""
+        return self.task is not None and not self.task.done() and not self.is_settling
+
 
 class Owned:
     """All holdings of a process, by queue."""

@@ -105,6 +105,8 @@ class Settler:
 
         A write that is under way is broken off. If it happens all the same, the entry is a ghost when it is read.
         """
+        if not self.pending:
+            return  # what ends later is not meant
         self._giving_up.set()
         self._writing.cancel()
         self._work.set()

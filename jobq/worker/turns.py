@@ -29,6 +29,7 @@ from ..outage import Outage
 from ..outbox import settle
 from ..outbox.database import is_unavailable
 from ..outbox.line import Line
+from ..outbox.settle import Reschedule
 from ..run import Completion
 from ..settings import CRASHES_BEFORE_ALONE, WorkerSettings
 from .attempt import Attempt
@@ -328,8 +329,18 @@ class Turns:
         for holding in self._owned.all():
             self._interrupt(holding)
 
+    def postpone_runs(self) -> None:
+        """Let what cannot be interrupted run again after a lease: no sooner than a sweeper would, and as no crash.
+
+        What is inside ctx.complete() keeps its entry: its COMMIT may still come.
+        """
+        for holding in self._owned.all():
+            may_commit = holding.run is not None and holding.run.completion is Completion.OPEN
+            if holding.is_running and not may_commit:
+                self._settler.reschedule(holding, Reschedule(*holding.entry.key, self._settings.lease))
+
     def _interrupt(self, holding: Holding) -> None:
-        if holding.task is not None and not holding.task.done() and not holding.is_settling:
+        if holding.task is not None and holding.is_running:
             holding.ending = Ending.SHUTDOWN
             holding.task.cancel()
 

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 _UNPARK_EVERY_BEATS = 5
 _CANCEL_WAIT_S = 5.0
 _FLUSH_WAIT_S = 10.0
+_POSTPONE_WAIT_S = 3.0
 _TICK_S = 0.25
 _NAMED_JOBS = 20
 _DEREGISTER_TRIES = 3
@@ -219,26 +220,30 @@ class Worker:
         self._tell_of_threads(logging.WARNING, "synchronous jobs outlast the grace, and cannot be interrupted")
         self.turns.cancel_runs()
         await self.turns.wait_for_runs(_CANCEL_WAIT_S, even_in_a_hurry=True)
-        await self._flush()
+        await self._flush(_FLUSH_WAIT_S)
         self.settler.hand_back_unwritten()
-        await self._flush()
+        await self._flush(_FLUSH_WAIT_S)
+        if self.turns.runs:
+            self.turns.postpone_runs()
+            await self._flush(_POSTPONE_WAIT_S)
+        # Crash here, or no PostgreSQL: what still runs keeps its entry, and is swept; that counts as a crash.
         # Last of all: until here it vouched for what was not settled yet.
         self.heartbeat.stop()
-        left = len(self.owned)
-        if left == 0:
+        if not len(self.owned):
             await self._deregister()
+        left = max(len(self.owned), len(self.turns.runs))
         fields = {"worker": self.name, "left": left}
         log.log(logging.WARNING if left else logging.INFO, "worker stopped", extra={"fields": fields})
         return EXIT_LEFT_BEHIND if left else 0
 
     def _tell_of_threads(self, level: int, phrase: str) -> None:
-        """Name the jobs that keep the worker from stopping. Those that do not end in time are left to a sweeper."""
+        """Name the jobs that keep the worker from stopping. Those that do not end in time run again after the lease."""
         jobs = [f"{job.task} {job.id}" for job in self.executor.in_threads.values()]
         if jobs:
             log.log(level, phrase, extra={"fields": {"count": len(jobs), "jobs": jobs[:_NAMED_JOBS]}})
 
-    async def _flush(self) -> None:
-        with anyio.move_on_after(_FLUSH_WAIT_S):
+    async def _flush(self, seconds: float) -> None:
+        with anyio.move_on_after(seconds):
             await self.settler.flushed()
 
     async def _deregister(self) -> None:

@@ -254,7 +254,7 @@ async def test_the_second_signal_ends_a_start_that_takes_no_notice(start, tmp_pa
         assert await process.ends() == ExitCode.INTERRUPTED
 
 
-async def test_code_that_cannot_be_cancelled_ends_with_the_process_and_keeps_its_entry(
+async def test_code_that_cannot_be_cancelled_ends_with_the_process_and_its_jobs_wait_for_the_lease_to_end(
     start, db, tmp_path, database_url, redis_url
 ):
     job_ids = [await commit(db, "stubborn"), await commit(db, "blocking")]
@@ -265,9 +265,9 @@ async def test_code_that_cannot_be_cancelled_ends_with_the_process_and_keeps_its
 
         assert await process.ends() == ExitCode.FORCED
     assert all(f"job {job_id}" in process.said.split("ended while jobs still ran")[1] for job_id in job_ids)
-    assert [await generation(db, job_id) for job_id in job_ids] == [(1, 0, 0)] * 2
+    assert [await generation(db, job_id) for job_id in job_ids] == [(2, 0, 0)] * 2
     total = (await Commands(database_url, redis_url).json("status"))["total"]
-    assert (total["running"], total["waiting"]) == (2, 0)
+    assert (total["running"], total["waiting"], total["scheduled"]) == (0, 0, 2)
 
 
 async def test_sigtstp_makes_a_worker_quiet(start, db, tmp_path):

@@ -6,7 +6,9 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy.engine import make_url
@@ -352,7 +354,17 @@ async def test_a_second_signal_waits_for_nobody(bench: Bench) -> None:
     assert await bench.keys_left() == set()
 
 
-async def test_a_task_that_swallows_its_cancellation_keeps_its_entry_and_the_exit_code_says_so(
+async def assert_due_after_the_lease(bench: Bench, worker: Worker, job_id: UUID) -> None:
+    """It was interrupted by the stop: no attempt and no crash; and no other worker runs it before the lease is over."""
+    row = await bench.row(job_id)
+    assert row is not None
+    assert (row["generation"], row["attempts"], row["crashes"]) == (2, 0, 0)
+    assert timedelta(0) < row["due_in"] <= timedelta(seconds=worker.settings.lease)
+    assert await bench.working(worker) == []
+    assert worker.name not in await bench.broker.beats("default"), "nobody sweeps it, and counts a crash"
+
+
+async def test_a_task_that_swallows_its_cancellation_runs_again_after_the_lease_and_the_exit_code_says_so(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "_CANCEL_WAIT_S", 0.2)
@@ -373,15 +385,75 @@ async def test_a_task_that_swallows_its_cancellation_keeps_its_entry_and_the_exi
         await gate.arrived.wait()
         assert await stop(worker, run) == EXIT_LEFT_BEHIND
 
+    await assert_due_after_the_lease(bench, worker, job_id)
+    await gate.opened()
+    await until(lambda: not worker.turns.runs, "the task ended")
+
+
+async def test_a_task_that_swallows_its_cancellation_inside_complete_keeps_its_entry(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_CANCEL_WAIT_S", 0.2)
+    gate = Gate()
+
+    @bench.app.task
+    async def stubborn(ctx: Context) -> None:
+        async with ctx.complete() as session:
+            while not gate.open.is_set():
+                try:
+                    await gate.wait()
+                except asyncio.CancelledError:
+                    continue
+            await write_effect(session, ctx)
+
+    bench.closes(gate.opened)
+    worker = a_worker(bench, grace=0)
+    async with running(worker) as run:
+        job_id = await bench.commit_and_relay(stubborn)
+        await gate.arrived.wait()
+        assert await stop(worker, run) == EXIT_LEFT_BEHIND
+
     assert [raw[:32] for raw in await bench.working(worker)] == [job_id.hex.encode()]
     assert worker.name in await bench.broker.beats("default"), "a sweeper finds it"
     assert (await bench.row(job_id))["generation"] == 1  # type: ignore[index]
     await gate.opened()
     await until(lambda: not worker.turns.runs, "the task ended")
+    assert await bench.effects(job_id) == 1, "its COMMIT came after all"
+
+
+async def test_without_postgresql_what_cannot_be_interrupted_keeps_its_entry(
+    shared_database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_CANCEL_WAIT_S", 0.2)
+    monkeypatch.setattr(worker_module, "_POSTPONE_WAIT_S", 0.3)
+    release, arrived = threading.Event(), threading.Event()
+    async with (
+        postgres_proxy(shared_database_url) as (proxy, through),
+        Bench.open(shared_database_url, redis_url, database=through) as bench,
+    ):
+
+        @bench.app.task
+        def stubborn() -> None:
+            arrived.set()
+            release.wait(20)
+
+        worker = a_worker(bench, grace=0)
+        async with running(worker) as run:
+            job_id = await bench.commit_and_relay(stubborn)
+            await until(arrived.is_set, "the thread runs")
+            proxy.is_refusing = True
+            proxy.cut()
+            assert await stop(worker, run) == EXIT_LEFT_BEHIND
+        proxy.is_refusing = False
+
+        assert [raw[:32] for raw in await bench.working(worker)] == [job_id.hex.encode()]
+        assert worker.name in await bench.broker.beats("default"), "a sweeper finds it"
+        release.set()
+        await until(lambda: not worker.turns.runs, "the task ended")
 
 
 @pytest.mark.parametrize("hurry", [False, True], ids=["grace is over", "second signal"])
-async def test_a_thread_that_does_not_end_is_named_and_keeps_its_entry(
+async def test_a_thread_that_does_not_end_is_named_and_its_job_runs_again_after_the_lease(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hurry: bool
 ) -> None:
     monkeypatch.setattr(worker_module, "_CANCEL_WAIT_S", 0.2)
@@ -399,8 +471,7 @@ async def test_a_thread_that_does_not_end_is_named_and_keeps_its_entry(
         await until(arrived.is_set, "the thread runs")
         assert await stop(worker, run, hurry=hurry) == EXIT_LEFT_BEHIND
 
-    assert len(await bench.working(worker)) == 1
-    assert (await bench.row(job_id))["attempts"] == 0  # type: ignore[index]
+    await assert_due_after_the_lease(bench, worker, job_id)
     told = [(r.levelname, r.message, r.fields) for r in caplog.records if "interrupted" in r.message]  # type: ignore[attr-defined]
     fields = {"count": 1, "jobs": [f"stubborn {job_id}"]}
     assert told == [
