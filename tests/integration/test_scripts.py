@@ -421,6 +421,13 @@ async def test_sweep_drops_garbage_and_entries_redis_does_not_know_any_more(brok
     assert await everything(broker) == SWEPT | {"stats": {"sweeps": "1"}}
 
 
+async def test_sweep_of_a_worker_that_holds_nothing_forgets_it_and_counts_no_repair(broker: Broker) -> None:
+    await seed(broker, dead())
+
+    assert await broker.sweep(QUEUE, "w", b"7", {}) == (0, 0)
+    assert await everything(broker) == SWEPT
+
+
 async def test_sweep_sent_again_after_a_lost_reply_changes_nothing(broker: Broker) -> None:
     await seed(broker, dead(known={A: "1"}, **{"working:w": [entry(A)]}))
     await broker.sweep(QUEUE, "w", b"7", {entry(A).encode(): 2})

@@ -79,6 +79,7 @@ async def test_a_worker_serves_and_leaves_no_key_behind(bench: Bench) -> None:
     assert code == 0
     assert sorted(runs) == list(range(20))
     assert await bench.keys_left() == set()
+    assert "sweeps" not in await bench.stats(), "it repaired nothing"
     assert await bench.db.fetchval("SELECT count(*) FROM jobq.outbox") == 0
 
 

@@ -11,7 +11,8 @@
 -- ARGV[2]     counter that stood still; empty for a worker that has none
 -- ARGV[3..]   pairs: entry, the generation its row has now, or 0 for a row that is gone or not due
 -- Returns {-1} when the counter has moved (the worker lives), else {taken back, dropped}. New generations go to the
--- front of ready, unless Redis knows that one or a newer; entries not mentioned go there as they are.
+-- front of ready, unless Redis knows that one or a newer; entries not mentioned go there as they are. A worker that
+-- stops sweeps itself when it holds nothing any more: that is no repair, and is not counted.
 if (redis.call('HGET', KEYS[2], ARGV[1]) or '') ~= ARGV[2] then
   return {-1}
 end
@@ -51,7 +52,9 @@ end
 redis.call('DEL', KEYS[6])
 redis.call('HDEL', KEYS[3], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
-redis.pcall('HINCRBY', KEYS[5], 'sweeps', 1)
+if #working > 0 then
+  redis.pcall('HINCRBY', KEYS[5], 'sweeps', 1)
+end
 if swept > 0 then
   redis.pcall('HINCRBY', KEYS[5], 'swept', swept)
   if redis.call('LPUSH', KEYS[4], 1) > 64 then
