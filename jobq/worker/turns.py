@@ -204,6 +204,16 @@ class Turns:
                 self.database_outage.end()
                 return jobs
 
+    async def look(self) -> None:
+        """Ask PostgreSQL for a sign of life: a worker without jobs would not notice that it is away."""
+        try:
+            async with self._line.open() as connection:
+                await settle.read(connection, self._app.schema, [])
+        except Exception as error:  # noqa: BLE001  whatever keeps it from an answer would keep jobs from being read
+            self.database_outage.begin(error)
+        else:
+            self.database_outage.end()
+
     def _start(self, holdings: list[Holding], jobs: dict[UUID, Job], *, alone: bool = False) -> None:
         running = len(self.runs)
         for holding in holdings:

@@ -41,6 +41,7 @@ from .turns import Turns
 log = logging.getLogger(__name__)
 
 _UNPARK_EVERY_BEATS = 5
+_LOOK_EVERY_S = 5.0
 _CANCEL_WAIT_S = 5.0
 _FLUSH_WAIT_S = 10.0
 _POSTPONE_WAIT_S = 3.0
@@ -80,6 +81,7 @@ class Worker:
             async with anyio.create_task_group() as group:
                 group.start_soon(self.settler.run)
                 group.start_soon(self._look_after_others)
+                group.start_soon(self._look_at_postgresql)
                 group.start_soon(self._tick)
                 await self.turns.take_until_stopped()
                 code = await self._shut_down()
@@ -204,6 +206,11 @@ class Worker:
                 if not is_unavailable(error):
                     log.exception("sweeping failed, trying again")
             await asyncio.sleep(SWEEP_EVERY_S)
+
+    async def _look_at_postgresql(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            await self.turns.look()
 
     async def _unpark(self) -> None:
         """Call back what is parked for tasks that this worker knows, in calls that hold up nobody."""

@@ -172,6 +172,26 @@ async def test_a_worker_whose_stores_are_away_says_which(shared_database_url: st
                 await until_ready(address)
 
 
+async def test_a_worker_without_jobs_notices_that_postgresql_is_away(
+    shared_database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobq.worker.worker._LOOK_EVERY_S", 0.05)
+    async with (
+        postgres_proxy(shared_database_url) as (postgres, through),
+        Bench.open(shared_database_url, redis_url, database=through) as bench,
+    ):
+        worker = await bench.worker()
+        with answering(worker) as address:
+            async with running(worker):
+                await until_ready(address)
+                postgres.is_refusing = True
+                postgres.cut()
+                await until_failing(address, "worker.postgresql")
+
+                postgres.is_refusing = False
+                await until_ready(address)
+
+
 async def test_a_fenced_worker_is_not_ready_until_redis_knows_it_again(bench: Bench) -> None:
     worker = await bench.worker()
     with answering(worker) as address:
