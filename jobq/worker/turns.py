@@ -126,8 +126,6 @@ class Turns:
 
     async def _fetch(self) -> list[Holding]:
         """Own up to as many entries as there are free slots: adopted ones first, then each queue's share."""
-        if self._suspects:
-            return []
         room = self._room()
         taken = [self._adopted.popleft() for _ in range(min(room, len(self._adopted)))]
         while self._adopted:
@@ -171,10 +169,10 @@ class Turns:
         return self.heartbeat is not None and self.heartbeat.may_start
 
     def _room(self) -> int:
-        return 0 if self._is_alone else min(self._settings.concurrency - len(self.runs), self.budget)
+        return 0 if self._is_alone or self._suspects else min(self._settings.concurrency - len(self.runs), self.budget)
 
     def _may_fetch(self) -> bool:
-        is_open = not (self._orders.quiet.is_set() or self._orders.stopping.is_set() or self._suspects)
+        is_open = not (self._orders.quiet.is_set() or self._orders.stopping.is_set())
         return is_open and self._room() > 0 and self._may_start and self._settler.pending < BUFFER_LIMIT
 
     def _note_fenced(self) -> None:
@@ -274,7 +272,8 @@ class Turns:
     def _note_short_threads(self) -> None:
         """Say so once when jobs that wait for a thread have kept asynchronous ones from running for a while."""
         waiting = len(self._executor.waiting)
-        if not waiting or self._room() > 0 or not any(task.is_async for task in self._app.tasks.values()):
+        is_full = self._room() <= 0 and not self._suspects
+        if not waiting or not is_full or not any(task.is_async for task in self._app.tasks.values()):
             self._short_of_threads_at = None
             return
         now = time.monotonic()

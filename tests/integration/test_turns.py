@@ -491,6 +491,34 @@ async def test_a_suspect_that_was_cancelled_while_it_waited_does_not_run(bench: 
     await bench.assert_drained()
 
 
+async def test_entries_adopted_while_a_suspect_waits_go_to_other_workers(bench: Bench) -> None:
+    wait_at_gate, gate = gated(bench.app)
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    await bench.commit_and_relay(wait_at_gate)
+    suspect_id = await bench.enqueue(note, 1)
+    await bench.db.execute("UPDATE jobq.outbox SET crashes = 2 WHERE id = $1", suspect_id)
+    await bench.relay()
+    await started(worker)
+    await gate.arrived.wait()
+    await bench.commit_and_relay(note, 2)
+    fetched = await bench.broker.fetch("default", worker.name, 1)
+    assert fetched is not None
+
+    await worker.turns.adopt("default", fetched.entries)
+    await started(worker)
+    await worker.settler.step()
+
+    assert await bench.ready() == fetched.entries
+    gate.open.set()
+    await until(lambda: not worker.turns.runs, "the innocent ended")
+    await turn(worker)
+    assert runs == [1]
+    await turn(worker)
+    assert runs == [1, 2]
+    await bench.assert_drained()
+
+
 # --- what the heartbeat finds ------------------------------------------------------------------------------------
 
 
