@@ -32,7 +32,7 @@ class RetryPolicy:
     """How often a task is attempted, and how long it waits in between.
 
     `delay(attempt, error)` returns seconds. An error that is an instance of one of `never` ends the job at
-    once, as `raise Reject(...)` would.
+    once, as `raise Reject(...)` would; a group does that holds nothing else.
     """
 
     max_attempts: int = 25
@@ -53,7 +53,7 @@ class RetryPolicy:
         self, attempt: int, max_attempts: int, error: BaseException
     ) -> float | Literal["rejected", "exhausted"]:
         """Seconds until the next attempt after attempt number `attempt` failed, or why there is none."""
-        if isinstance(error, self.never):
+        if isinstance(error, self.never) or _holds_only(error, self.never):
             return "rejected"
         if attempt >= max_attempts:
             return "exhausted"
@@ -61,3 +61,7 @@ class RetryPolicy:
         if math.isnan(delay):
             raise ValueError("a retry policy's delay() returned NaN")
         return min(max(delay, 0.0), LONGEST_DELAY_S)
+
+
+def _holds_only(error: BaseException, kinds: tuple[type[Exception], ...]) -> bool:
+    return isinstance(error, BaseExceptionGroup) and error.split(kinds)[1] is None

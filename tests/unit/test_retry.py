@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from datetime import timedelta
 from typing import Any
@@ -60,6 +61,21 @@ def test_an_error_that_is_never_retried_rejects_the_job_whatever_attempts_are_le
     assert policy.verdict(1, 25, KeyError("a subclass")) == "rejected"
     assert policy.verdict(25, 25, KeyError()) == "rejected"
     assert policy.verdict(1, 25, ERROR) != "rejected"
+
+
+@pytest.mark.parametrize(
+    ("group", "is_rejected"),
+    [
+        (ExceptionGroup("one", [KeyError()]), True),
+        (ExceptionGroup("two", [KeyError(), ExceptionGroup("inner", [IndexError()])]), True),
+        (ExceptionGroup("beside another", [KeyError(), ERROR]), False),
+        (BaseExceptionGroup("beside a cancellation", [KeyError(), asyncio.CancelledError()]), False),
+    ],
+    ids=lambda value: value.message if isinstance(value, BaseExceptionGroup) else "",
+)
+def test_a_group_is_never_retried_when_it_holds_nothing_else(group: BaseException, is_rejected: bool):
+    assert (RetryPolicy(never=(LookupError,)).verdict(1, 25, group) == "rejected") is is_rejected
+    assert RetryPolicy().verdict(1, 25, group) != "rejected"
 
 
 @given(st.floats(allow_nan=False))
