@@ -26,6 +26,7 @@ Row: TypeAlias = tuple[UUID, Intent]
 _enqueue = Statement("enqueue")
 _enqueue_many = Statement("enqueue_many")
 _enqueue_many_renamed = Statement("enqueue_many_renamed")
+_lock_keys = Statement("lock_keys")
 
 
 async def enqueue(tx: Transaction, intent: Intent, *, schema: str) -> Enqueued:
@@ -54,7 +55,7 @@ async def enqueue_many(tx: Transaction, intents: Sequence[Intent], *, schema: st
         job_id = new_job_id()
         first = job_id
         if intent.idempotency_key is not None:
-            keys = [(name, intent.idempotency_key) for name in (intent.task, *intent.former_names)]
+            keys = _keys_of(intent)
             # The second intent with a key is the first one's job: one statement cannot claim a key twice.
             first = next((first_of[key] for key in keys if key in first_of), job_id)
             first_of.update((key, first) for key in keys)
@@ -63,6 +64,7 @@ async def enqueue_many(tx: Transaction, intents: Sequence[Intent], *, schema: st
             rows.append((job_id, intent))
     # By key over the whole call: two transactions with the same keys then wait for each other, not in a ring.
     rows.sort(key=lambda row: (row[1].task, row[1].idempotency_key or ""))
+    await _lock_keys_of_renamed(tx, [intent for _, intent in rows if intent.idempotency_key is not None], schema)
     holder: dict[UUID, UUID] = {}
     for batch in _batches(rows):
         with_key = [job_id for job_id, intent in batch if intent.idempotency_key is not None]
@@ -71,6 +73,19 @@ async def enqueue_many(tx: Transaction, intents: Sequence[Intent], *, schema: st
         holder.update(zip(with_key, (id_ for id_, _ in answers), strict=True))
     _still_in_transaction(driver)
     return [Enqueued(holder.get(first, first), created=job_id == holder.get(first, first)) for job_id, first in asked]
+
+
+def _keys_of(intent: Intent) -> list[tuple[str, str]]:
+    """An intent's key under all names of its task."""
+    key = intent.idempotency_key
+    return [] if key is None else [(name, key) for name in (intent.task, *intent.former_names)]
+
+
+async def _lock_keys_of_renamed(tx: Transaction, intents: Sequence[Intent], schema: str) -> None:
+    """Keep the order of keys where one statement cannot. A single intent's keys need none."""
+    if len(intents) > 1 and any(intent.former_names for intent in intents):
+        keys = [key for intent in intents for key in _keys_of(intent)]
+        await _lock_keys.on(tx, schema, scopes=[scope for scope, _ in keys], keys=[key for _, key in keys])
 
 
 def _batches(rows: list[Row]) -> Iterator[list[Row]]:

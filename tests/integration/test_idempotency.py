@@ -473,3 +473,34 @@ async def test_many_with_and_without_aliases_are_answered_in_order(database_url)
     assert answers[2].id == answers[3].id == first.id
     assert answers[4].id == answers[0].id
     assert len(await ids(database_url)) == 4
+
+
+@RENAMES
+async def test_batches_of_two_releases_with_the_same_keys_do_not_deadlock(old, new, database_url):
+    """The older release has claimed its first key, and waits for a third transaction before it claims its last."""
+    first, second = release_of("a"), release_of("b")
+    async with (
+        connection_to(database_url) as one,
+        connection_to(database_url) as two,
+        connection_to(database_url) as third,
+    ):
+
+        async def enqueue(connection: asyncpg.Connection, *tasks: Any) -> list[Enqueued]:
+            async with connection.transaction():
+                return await jobs.enqueue_many(connection, [task.job(1) for task in tasks])
+
+        async def waits(connection: asyncpg.Connection) -> None:
+            pid = connection.get_server_pid()
+            await until(lambda: is_waiting(database_url, pid), "it waits for a key")
+
+        async with third.transaction():
+            await second.enqueue(third, 1)
+            older = asyncio.create_task(enqueue(one, first, second, release_of(old)))
+            await waits(one)
+            newer = asyncio.create_task(enqueue(two, first, release_of(new, old)))
+            await waits(two)
+        answers = await asyncio.gather(older, newer, return_exceptions=True)
+
+    assert [[answer.created for answer in batch] for batch in answers] == [[True, False, True], [False, False]]
+    assert answers[1] == [Enqueued(answers[0][0].id, created=False), Enqueued(answers[0][2].id, created=False)]
+    assert len(await ids(database_url)) == 3
