@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import hashlib
+import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
@@ -24,6 +26,7 @@ import click
 from .. import embedded, migrate
 from ..embedded.account import ELSEWHERE, Account
 from ..embedded.directory import keep_directory
+from ..embedded.server import Server
 from ..errors import ConfigurationError
 from .demo import end_in_order
 from .failures import POSTGRESQL, REDIS, ExitCode, Failure
@@ -34,7 +37,10 @@ from .processes.reload import Session
 if TYPE_CHECKING:
     from ..app import JobQ
 
+log = logging.getLogger(__name__)
+
 _FOLDER = ".jobq"
+_LOOK_EVERY_S = 1.0
 _NO_PRIVATE_SERVERS = "Or give --postgres and --redis, to use servers of your own."
 
 
@@ -142,13 +148,40 @@ def _stores(data: Path | None, database_url: str | None, redis_url: str | None) 
         servers = embedded.start(folder, durable=True, postgres=database_url is None, valkey=redis_url is None)
     except ConfigurationError as error:
         raise Failure(str(error).replace(ELSEWHERE, _NO_PRIVATE_SERVERS)) from error
-    with servers:
+    own = [*([servers.postgres] if database_url is None else []), *([servers.valkey] if redis_url is None else [])]
+    with servers, _kept_up(own):
         urls = {
             "JOBQ_DATABASE_URL": database_url or servers.database_url,
             "JOBQ_REDIS_URL": redis_url or servers.redis_url,
         }
         _tell(folder, urls)
         yield urls
+
+
+@contextmanager
+def _kept_up(servers: Sequence[Server]) -> Iterator[None]:
+    """Start a server again that has ended by itself, by the kernel's hand say: on its data, and at its URL."""
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.wait(_LOOK_EVERY_S):
+            for server in servers:
+                if not server.is_running:
+                    log.warning(
+                        "a private server has ended, starting it again", extra={"fields": {"server": server.name}}
+                    )
+                    try:
+                        server.start()
+                    except (ConfigurationError, OSError) as error:
+                        log.error("it does not start", extra={"fields": {"error": str(error)}})  # noqa: TRY400
+
+    watcher = threading.Thread(target=look, name="jobq dev servers", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watcher.join()
 
 
 def _take_folder(given: Path | None) -> tuple[Path, int]:

@@ -126,6 +126,23 @@ async def test_a_killed_session_ends_all_it_started_and_the_next_one_goes_on_wit
     assert (folder / ".jobq" / ".gitignore").read_text() == "*\n"
 
 
+async def test_a_private_server_that_is_killed_is_started_again_where_it_was(
+    start: Start, folder: Path, database_url: str
+) -> None:
+    with start("shop:jobs", "--postgres", database_url, "--no-reload") as process:
+        await process.says("worker ready", deadline=60)
+        with Redis.from_url(variables(process)["JOBQ_REDIS_URL"]) as client:
+            os.kill(client.info("server")["process_id"], signal.SIGKILL)
+        await process.says("a private server has ended, starting it again server=valkey")
+        db = await asyncpg.connect(database_url)
+        await commit(db, "work")
+        await db.close()
+
+        await marked(folder, "old")
+        process.signal(signal.SIGINT)
+        assert await process.ends() == ExitCode.OK
+
+
 def pids_of(folder: Path) -> list[int]:
     """Every process that works in a folder or names it: the worker, the servers, their keepers."""
     found = []
