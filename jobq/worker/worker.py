@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 
 _UNPARK_EVERY_BEATS = 5
 _LOOK_EVERY_S = 5.0
-_CANCEL_WAIT_S = 5.0
+_CANCEL_WAIT_S = 3.0
+"""With what follows it, well within the 5 s beyond the grace that the pages ask of whoever kills a process."""
 _FLUSH_WAIT_S = 10.0
 _POSTPONE_WAIT_S = 3.0
 _TICK_S = 0.25
