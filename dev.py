@@ -25,13 +25,15 @@ LOCK = "jobq-dev.lock"
 USAGE = """usage: python3 dev.py demo  [arguments of `jobq demo`]
        python3 dev.py test  [arguments of pytest]
        python3 dev.py bench [arguments of the benchmarks]
-       python3 dev.py reference  (writes docs/cli.md)"""
+       python3 dev.py reference  (writes docs/cli.md)
+       python3 dev.py mutants [NAME ...]  (breaks rules in a copy: which tests notice?)"""
 # command: the extra of pyproject.toml it needs, the program in the environment, its first arguments
 COMMANDS = {
     "demo": ("demo", "jobq", ["demo"]),
     "test": ("dev", "python", ["-m", "pytest", "-n", "auto", "--maxprocesses", "4"]),
     "bench": ("dev", "python", ["-m", "benchmarks"]),
     "reference": ("dev", "python", ["-m", "tests.reference"]),
+    "mutants": ("dev", "python", ["-m", "tests.mutants"]),
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from jobq.broker.client import connect_sync
 from jobq.broker.scripts import Broker, beat
+from jobq.outbox import follow
 from jobq.outbox.settle import Reschedule, reschedule
 from jobq.relay.walk import Walk
 from tests.faults.proxy import redis_proxy
@@ -109,6 +110,39 @@ async def test_a_job_completed_and_acked_after_its_page_was_read_is_not_pushed_a
 
         assert await relay.ready() == entries([waiting])
         assert await relay.broker.known("default", [done, waiting]) == [0, 1]
+
+
+async def test_a_job_that_ends_while_the_walk_compares_is_not_pushed_again(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with walk_by_hand(database_url, redis_url) as (relay, walk):
+        (done,) = await add(relay.database)
+        await relay.turn()
+        await register(relay, redis_url)
+        await relay.broker.fetch("default", "w", 1)
+        relay.leader._backlog.mark_all()
+        await walk.step()
+        ended: list[UUID] = []
+
+        def ending(question: Any) -> Any:
+            """Ask, and let the job end before the next question, whichever store that is for."""
+
+            async def asked(*args: Any) -> Any:
+                answer = await question(*args)
+                if not ended:
+                    ended.append(done)
+                    await delete(relay.database, [done])
+                    await relay.broker.ack("default", "w", [entry.encode() for entry in entries([done])])
+                return answer
+
+            return asked
+
+        monkeypatch.setattr(relay.broker, "known", ending(relay.broker.known))
+        monkeypatch.setattr(follow, "reread", ending(follow.reread))
+        await walk.step()
+
+        assert ended == [done]
+        assert await relay.ready() == []
 
 
 async def test_a_job_rescheduled_after_its_page_was_read_is_pushed_at_its_new_generation_only(

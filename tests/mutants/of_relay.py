@@ -1,0 +1,158 @@
+"""Mutations of the relay."""
+
+from __future__ import annotations
+
+from tests.mutants.mutation import Edit, Mutation
+
+_RELAY = "jobq/relay/relay.py"
+_WALK = "jobq/relay/walk.py"
+_FOLLOW = "jobq/outbox/follow.py"
+
+OF_RELAY = (
+    Mutation(
+        name="walk-off",
+        breaks="Nobody compares the two stores.",
+        edits=(
+            Edit(
+                _WALK,
+                '        """Compare the page read last time with Redis, and read the next one."""\n',
+                "        return\n",
+            ),
+        ),
+        tests=(
+            "tests/faults/test_crash_table.py::test_after_commit_before_push_the_next_leaders_walk_finds_it",
+            "tests/integration/test_walk.py::test_the_scrub_finds_what_every_other_path_missed",
+        ),
+    ),
+    Mutation(
+        name="walk-without-second-look",
+        breaks="The walk pushes what Redis lacks without reading it again.",
+        edits=(
+            Edit(
+                _WALK,
+                "        still_there = await follow.reread(self._connection, self._schema, missing)\n",
+                "        still_there = [row for row in rows if row.id in set(missing)]\n",
+            ),
+        ),
+        tests=(
+            "tests/integration/test_walk.py"
+            "::test_a_job_completed_and_acked_after_its_page_was_read_is_not_pushed_again",
+        ),
+    ),
+    Mutation(
+        name="walk-order-reversed",
+        breaks="The walk reads the rows again before it asks Redis, and not after it.",
+        edits=(
+            Edit(
+                _WALK,
+                "        known = await self._broker.known(queue, [row.id for row in rows])\n"
+                "        missing = [row.id for row, generation in zip(rows, known, strict=True) "
+                "if generation < row.generation]\n"
+                "        if not missing:\n"
+                "            return\n"
+                "        still_there = await follow.reread(self._connection, self._schema, missing)\n",
+                "        found = await follow.reread(self._connection, self._schema, [row.id for row in rows])\n"
+                "        known = await self._broker.known(queue, [row.id for row in found])\n"
+                "        still_there = [row for row, it in zip(found, known, strict=True) if it < row.generation]\n",
+            ),
+        ),
+        tests=("tests/integration/test_walk.py::test_a_job_that_ends_while_the_walk_compares_is_not_pushed_again",),
+    ),
+    Mutation(
+        name="old-horizon",
+        breaks="A poll looks as far ahead as before the timers were read.",
+        edits=(
+            Edit(
+                _RELAY,
+                "        await self._timers.look_ahead()\n        found = await self._poll()\n",
+                "        self._old = self._timers.horizon\n"
+                "        await self._timers.look_ahead()\n"
+                "        found = await self._poll()\n",
+            ),
+            Edit(
+                _RELAY,
+                "            horizon=self._timers.horizon,\n",
+                '            horizon=getattr(self, "_old", self._timers.horizon),\n',
+            ),
+        ),
+        tests=(
+            "tests/integration/test_timers.py"
+            "::test_a_delay_around_the_look_ahead_is_pushed_whenever_it_was_written_and_committed",
+            "tests/integration/test_timers.py::test_no_delay_is_lost_while_rows_are_committed_all_the_time",
+        ),
+    ),
+    Mutation(
+        name="late-commits-missed",
+        breaks="A poll does not ask for transactions that were open at the last one.",
+        edits=(
+            Edit(
+                "jobq/outbox/sql/poll.sql",
+                "        OR xid = ANY (CAST(:xip AS xid8[]))\n",
+                "        OR (xid = ANY (CAST(:xip AS xid8[])) AND false)\n",
+            ),
+        ),
+        tests=("tests/integration/test_follow.py",),
+    ),
+    Mutation(
+        name="sleep-without-a-later-poll",
+        breaks="The relay sleeps as soon as it has K, and does not poll once more.",
+        edits=(
+            Edit(
+                _RELAY,
+                "            return 0.0\n        idle = ",
+                "            return self._settings.sleep_longest\n        idle = ",
+            ),
+        ),
+        tests=(
+            "tests/integration/test_wake_up.py"
+            "::test_what_is_committed_between_the_last_poll_and_the_lock_is_found_before_it_sleeps",
+        ),
+    ),
+    Mutation(
+        name="lock-and-poll-in-one",
+        breaks="The relay takes K in the statement that polls, whose snapshot is older than the lock.",
+        edits=(
+            Edit(
+                "jobq/outbox/sql/poll.sql",
+                "    queue, priority, entries, again, delays\n",
+                "    queue, priority, entries, again, delays,\n"
+                "    CASE WHEN CAST(:wanted AS boolean)\n"
+                "        THEN pg_try_advisory_lock(CAST(:space AS int), hashtext(CAST(:schema_name AS text))) END\n",
+            ),
+            Edit(
+                _FOLLOW,
+                "    rows = await _ask(_poll, connection, schema, xmax=since.xmax, xip=since.xip, horizon=horizon, "
+                "limit=limit)\n",
+                "    values = dict(xmax=since.xmax, xip=since.xip, horizon=horizon, limit=limit)\n"
+                "    values |= dict(wanted=K['wanted'], space=WAKE_LOCK, schema_name=schema)\n"
+                "    rows = await _ask(_poll, connection, schema, **values)\n"
+                "    K['had'] = bool(rows[0][7])\n",
+            ),
+            Edit(_FOLLOW, "NewRows(*row[2:])", "NewRows(*row[2:7])"),
+            Edit(_FOLLOW, '_CHANNEL = "jobq"\n', '_CHANNEL = "jobq"\nK = {"wanted": False, "had": False}\n'),
+            Edit(
+                _RELAY,
+                "        self._since, lists, is_cut = await follow.poll(\n",
+                "        may_sleep = self._idle_turns > self._settings.sleep_after and self._backlog.is_clean\n"
+                "        follow.K['wanted'] = may_sleep and self._wake_up._can_hear and not self._wake_up.is_asleep\n"
+                "        self._since, lists, is_cut = await follow.poll(\n",
+            ),
+            Edit(
+                _RELAY,
+                "        # The snapshot has moved on",
+                "        self._wake_up.is_asleep |= follow.K['had']\n        # The snapshot has moved on",
+            ),
+            Edit(_RELAY, "        if may_sleep and await self._wake_up.fall_asleep():\n", "        if False:\n"),
+        ),
+        tests=("tests/faults/test_wake_up_race.py",),
+    ),
+    Mutation(
+        name="no-hold-after-a-loss",
+        breaks="After a loss of Redis workers have no time to say what they run.",
+        edits=(Edit("jobq/relay/push.py", "hold_s=2 * self._settings.beat", "hold_s=0.0"),),
+        tests=(
+            "tests/integration/test_walk.py"
+            "::test_after_a_loss_nothing_is_pushed_before_the_hold_is_over_and_then_everything",
+        ),
+    ),
+)
