@@ -144,7 +144,11 @@ OF_RELAY = (
             ),
             Edit(_RELAY, "        if may_sleep and await self._wake_up.fall_asleep():\n", "        if False:\n"),
         ),
-        tests=("tests/faults/test_wake_up_race.py",),
+        tests=(
+            "tests/integration/test_wake_up.py"
+            "::test_it_sleeps_after_a_few_quiet_polls_and_one_more_that_it_takes_with_the_lock",
+            "tests/faults/test_wake_up_race.py",
+        ),
     ),
     Mutation(
         name="no-hold-after-a-loss",
