@@ -28,6 +28,10 @@ class Line:
         self._connection: asyncpg.Connection | None = None
         self._turn = asyncio.Lock()
 
+    @property
+    def is_in_use(self) -> bool:
+        return self._turn.locked()
+
     @asynccontextmanager
     async def open(self) -> AsyncIterator[asyncpg.Connection]:
         """Use the connection. Raises what Database.connect raises, and TimeoutError."""

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_UP_S = 0.25
 _SHORT_OF_THREADS_S = 5.0
+_LOOK_S = 5.0
 
 
 class Turns:
@@ -203,9 +204,14 @@ class Turns:
                 return jobs
 
     async def look(self) -> None:
-        """Ask PostgreSQL for a sign of life: a worker without jobs would not notice that it is away."""
+        """Ask PostgreSQL for a sign of life: a worker without jobs would not notice that it is away.
+
+        Soon given up, since a turn may come to wait for the same connection.
+        """
+        if self._line.is_in_use:
+            return
         try:
-            async with self._line.open() as connection:
+            async with asyncio.timeout(_LOOK_S), self._line.open() as connection:
                 await settle.read(connection, self._app.schema, [])
         except Exception as error:  # noqa: BLE001  whatever keeps it from an answer would keep jobs from being read
             self.database_outage.begin(error)

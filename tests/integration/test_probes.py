@@ -172,10 +172,12 @@ async def test_a_worker_whose_stores_are_away_says_which(shared_database_url: st
                 await until_ready(address)
 
 
+@pytest.mark.parametrize("says", ["no", "nothing"])
 async def test_a_worker_without_jobs_notices_that_postgresql_is_away(
-    shared_database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    shared_database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch, says: str
 ) -> None:
     monkeypatch.setattr("jobq.worker.worker._LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("jobq.worker.turns._LOOK_S", 1.0)
     async with (
         postgres_proxy(shared_database_url) as (postgres, through),
         Bench.open(shared_database_url, redis_url, database=through) as bench,
@@ -184,11 +186,14 @@ async def test_a_worker_without_jobs_notices_that_postgresql_is_away(
         with answering(worker) as address:
             async with running(worker):
                 await until_ready(address)
-                postgres.is_refusing = True
-                postgres.cut()
+                if says == "no":
+                    postgres.is_refusing = True
+                    postgres.cut()
+                else:
+                    postgres.is_black_hole = True
                 await until_failing(address, "worker.postgresql")
 
-                postgres.is_refusing = False
+                postgres.is_refusing = postgres.is_black_hole = False
                 await until_ready(address)
 
 
