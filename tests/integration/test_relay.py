@@ -42,6 +42,27 @@ async def test_a_job_that_is_rescheduled_is_pushed_at_its_new_generation(databas
         assert await relay.broker.known("default", [id_]) == [2]
 
 
+async def test_what_a_relay_has_read_and_not_pushed_is_brought_by_the_next_one(
+    database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Died(Exception):
+        pass
+
+    async def die(*_: object) -> None:
+        raise Died
+
+    async with open_relay(database_url, redis_url) as relay:
+        await relay.settle()
+        monkeypatch.setattr(relay.leader, "_push_new", die)
+        ids = await add(relay.database, 3)
+        with pytest.raises(Died):
+            await relay.leader.step()
+
+    async with open_relay(database_url, redis_url) as relay:
+        await relay.settle()
+        assert await relay.ready() == entries(ids)
+
+
 async def test_queues_are_announced_to_sweepers(database_url: str, redis_url: str) -> None:
     async with open_relay(database_url, redis_url) as relay:
         await add(relay.database, queue="mail")

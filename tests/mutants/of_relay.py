@@ -151,6 +151,33 @@ OF_RELAY = (
         ),
     ),
     Mutation(
+        name="snapshot-kept",
+        breaks="A relay that lost PostgreSQL goes on from the snapshot it had, which a restart may have undone.",
+        edits=(
+            Edit(
+                _RELAY,
+                "        since, now = await follow.take_snapshot(connection, schema)\n",
+                "        since, now = await follow.take_snapshot(connection, schema)\n"
+                "        is_first = broker.database_id not in _KEPT\n"
+                "        since = _KEPT.get(broker.database_id, since)\n",
+            ),
+            Edit(
+                _RELAY,
+                "        leader._backlog.mark_all()\n        return leader\n",
+                "        if is_first:\n            leader._backlog.mark_all()\n        return leader\n",
+            ),
+            Edit(
+                _RELAY,
+                "        # The snapshot has moved on",
+                "        _KEPT[self._push._broker.database_id] = self._since\n        # The snapshot has moved on",
+            ),
+            Edit(_RELAY, "_FULL_LIST_EVERY_S = 0.05\n", "_FULL_LIST_EVERY_S = 0.05\n_KEPT = {}\n"),
+        ),
+        tests=(
+            "tests/integration/test_relay.py::test_what_a_relay_has_read_and_not_pushed_is_brought_by_the_next_one",
+        ),
+    ),
+    Mutation(
         name="no-hold-after-a-loss",
         breaks="After a loss of Redis workers have no time to say what they run.",
         edits=(Edit("jobq/relay/push.py", "hold_s=2 * self._settings.beat", "hold_s=0.0"),),
