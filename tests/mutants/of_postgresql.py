@@ -100,11 +100,7 @@ OF_POSTGRESQL = (
                 "AND CAST(:generation AS int) > 0\n",
             ),
         ),
-        tests=(
-            "tests/integration/test_context.py::test_a_run_whose_job_has_moved_on_has_no_effect",
-            "tests/integration/test_sweeper.py"
-            "::test_a_worker_that_comes_back_after_its_jobs_were_swept_changes_nothing",
-        ),
+        tests=("tests/integration/test_context.py::test_a_run_whose_job_has_moved_on_has_no_effect",),
     ),
     Mutation(
         name="delete-not-first",
@@ -143,10 +139,7 @@ OF_POSTGRESQL = (
                 "        session, transaction, xid = await _begin(stack, job, run, run.sessions)\n",
             ),
         ),
-        tests=(
-            "tests/integration/test_context.py::test_effects_children_and_completion_are_one_commit",
-            "tests/integration/test_context.py::test_a_run_whose_job_has_moved_on_has_no_effect",
-        ),
+        tests=("tests/integration/test_context.py::test_a_run_whose_job_has_moved_on_has_no_effect",),
     ),
     Mutation(
         name="commit-cancelled",
