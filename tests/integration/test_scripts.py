@@ -414,6 +414,20 @@ async def test_sweep_adds_nothing_where_redis_knows_the_new_generation_or_a_newe
     assert await everything(broker) == SWEPT | {"known": {A: generation}, "stats": {"sweeps": "1"}} | ready
 
 
+async def test_sweep_puts_back_the_generation_of_a_row_that_went_back_in_time(broker: Broker) -> None:
+    held = [entry(A, 2), entry(B, 2), entry(C, 2)]
+    await seed(broker, dead(known={A: "2", B: "3", C: "1"}, **{"working:w": held, "ready:2": [entry(B, 3), entry(C)]}))
+    standings = {entry(A, 2).encode(): 1, entry(B, 2).encode(): 1, entry(C, 2).encode(): 1}
+
+    assert await broker.sweep(QUEUE, "w", b"7", standings) == (1, 0)
+    assert await everything(broker) == SWEPT | {
+        "known": {A: "1", B: "3", C: "1"},
+        "ready:2": [entry(A), entry(B, 3), entry(C)],
+        "bell": ["1"],
+        "stats": {"sweeps": "1", "swept": "1"},
+    }
+
+
 async def test_sweep_drops_garbage_and_entries_redis_does_not_know_any_more(broker: Broker) -> None:
     await seed(broker, dead(**{"working:w": ["junk", entry(A)]}))
 

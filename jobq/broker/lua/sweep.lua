@@ -11,8 +11,10 @@
 -- ARGV[2]     counter that stood still; empty for a worker that has none
 -- ARGV[3..]   pairs: entry, the generation its row has now, or 0 for a row that is gone or not due
 -- Returns {-1} when the counter has moved (the worker lives), else {taken back, dropped}. New generations go to the
--- front of ready, unless Redis knows that one or a newer; entries not mentioned go there as they are. A worker that
--- stops sweeps itself when it holds nothing any more: that is no repair, and is not counted.
+-- front of ready, unless Redis knows that one or a newer; entries not mentioned go there as they are. A row that is
+-- older than its entry (PostgreSQL lost a commit) has its own generation put back, or Redis would know one for ever
+-- that is in no list, and refuse the row's. A worker that stops sweeps itself when it holds nothing any more: that is
+-- no repair, and is not counted.
 if (redis.call('HGET', KEYS[2], ARGV[1]) or '') ~= ARGV[2] then
   return {-1}
 end
@@ -43,7 +45,7 @@ for i = #working, 1, -1 do
       redis.call('HDEL', KEYS[1], id)
     end
     dropped = dropped + 1
-  elseif now < current then
+  elseif now < current or now == tonumber(generation) then
     redis.call('LPUSH', KEYS[6 + tonumber(priority)], id .. ':' .. current .. ':' .. priority)
     redis.call('HSET', KEYS[1], id, current)
     swept = swept + 1
