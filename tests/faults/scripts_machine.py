@@ -20,6 +20,7 @@ from .scripts_pair import Saved
 from .scripts_workers import Process, Workers, entry, lost, masks, picks, rarely
 
 LIVE = 8
+seldom = st.sampled_from([True, False, False])
 
 
 class Rows(NamedTuple):
@@ -98,24 +99,22 @@ class ScriptsMachine(Workers):
             self.pair.flush()
             self.seen_known = {}
 
-    @rule(really=rarely)
-    def fall_behind(self, really: bool) -> None:
+    @rule()
+    def fall_behind(self) -> None:
         """A replica of Redis lags from here on."""
-        if really:
-            self.saved = self.pair.save()
+        self.saved = self.pair.save()
 
-    @rule(really=rarely)
+    @rule(really=seldom)
     def go_back_in_time(self, really: bool) -> None:
         if really and self.saved is not None:
             self.pair.go_back(self.saved)
             self.seen_known = {}
 
-    @rule(really=rarely)
-    def fall_behind_in_postgresql(self, really: bool) -> None:
-        if really:
-            self.old_rows = Rows(dict(self.rows), set(self.done))
+    @rule()
+    def fall_behind_in_postgresql(self) -> None:
+        self.old_rows = Rows(dict(self.rows), set(self.done))
 
-    @rule(really=rarely)
+    @rule(really=seldom)
     def go_back_in_postgresql(self, really: bool) -> None:
         """Its last commits are lost, and their effects with them. A relay begins anew; acks may be under way."""
         if really and self.old_rows is not None:

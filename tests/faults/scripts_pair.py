@@ -12,8 +12,9 @@ from copy import deepcopy
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
+import redis
 
-from jobq.broker.client import OutOfMemoryError, connect, connect_sync
+from jobq.broker.client import OutOfMemoryError, connect
 from jobq.broker.scripts import Broker, Fetched, Pushed, Unparked, beat
 from tests.model import scripts as model
 from tests.model.scripts import Beat, Entry, Redis
@@ -21,6 +22,8 @@ from tests.redis_state import BASE, DATABASE_ID, QUEUE
 
 T = TypeVar("T")
 TASK = "task"
+PATIENCE_S = 60
+"""For a call: a reply that is late is not to be taken for one that is lost, however busy the machine is."""
 
 
 class Saved(NamedTuple):
@@ -49,7 +52,7 @@ class Pair:
     def __init__(self, url: str):
         self._runner = asyncio.Runner()
         self._client = connect(url)
-        self._sync_client = connect_sync(url)
+        self._sync_client = redis.Redis.from_url(url, socket_timeout=PATIENCE_S)
         self._broker = Broker(self._client, DATABASE_ID)
         self._is_full = False
         self.model = Redis()
@@ -186,11 +189,11 @@ def _told(name: str, value: Any) -> Any:
             return [parsed(one) for one in value]
 
 
-def _held(redis: Redis) -> dict[str, Any]:
+def _held(model_: Redis) -> dict[str, Any]:
     """The model's Redis, key by key; an empty one does not exist."""
-    held: dict[str, Any] = {"relay": redis.token, "known": redis.known, "beats": redis.beats, "bell": redis.bell}
-    held["workers"] = set(redis.beats)
-    held |= {f"ready:{priority}": entries for priority, entries in redis.ready.items()}
-    held |= {f"working:{worker}": entries for worker, entries in redis.working.items()}
-    held |= {f"parked:{task}": entries for task, entries in redis.parked.items()}
+    held: dict[str, Any] = {"relay": model_.token, "known": model_.known, "beats": model_.beats, "bell": model_.bell}
+    held["workers"] = set(model_.beats)
+    held |= {f"ready:{priority}": entries for priority, entries in model_.ready.items()}
+    held |= {f"working:{worker}": entries for worker, entries in model_.working.items()}
+    held |= {f"parked:{task}": entries for task, entries in model_.parked.items()}
     return {name: value for name, value in held.items() if value}
