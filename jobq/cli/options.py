@@ -64,7 +64,7 @@ def from_pyproject(name: str) -> Callable[[], Any]:
     return read
 
 
-class Url(click.ParamType[str]):
+class Url(click.ParamType):  # type: ignore[type-arg]  # before click 8.4 it takes none
     """A URL of one of `schemes`. Noted under `key`, masked, for the sentence of a connection that fails."""
 
     name = "url"
@@ -83,7 +83,7 @@ class Url(click.ParamType[str]):
         return str(value)
 
 
-class _Schema(click.ParamType[str]):
+class _Schema(click.ParamType):  # type: ignore[type-arg]  # before click 8.4 it takes none
     name = "schema"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
@@ -96,7 +96,7 @@ class _Schema(click.ParamType[str]):
             self.fail(str(error), param, ctx)
 
 
-class _Size(click.ParamType[int]):
+class _Size(click.ParamType):  # type: ignore[type-arg]  # before click 8.4 it takes none
     """Bytes, as 536870912, 512M, 1.5G or 1GiB; K, M and G count in 1024s."""
 
     name = "size"

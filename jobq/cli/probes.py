@@ -38,7 +38,7 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class AddressType(click.ParamType[Address]):
+class AddressType(click.ParamType):  # type: ignore[type-arg]  # before click 8.4 it takes none
     """HOST:PORT, or [HOST]:PORT for IPv6. Listening on every interface has to be said: 0.0.0.0 or [::]."""
 
     name = "address"
