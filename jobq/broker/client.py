@@ -16,7 +16,7 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import BusyLoadingError, NoPermissionError, OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.retry import Retry
 
 from ..errors import ConfigurationError
@@ -87,10 +87,16 @@ def connect_sync(url: str) -> redis.Redis:
 
 async def check_server(client: AsyncClient) -> dict[str, Any]:
     """Say loudly what makes this server unfit. Returns version, eviction policy and persistence as found."""
-    async with asyncio.timeout(CALL_TIMEOUT_S):
-        info = await client.info()
+    info: dict[str, Any] = {}
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            info = await client.info()
+    except NoPermissionError:
+        pass  # a user that may not ask can work all the same
     policy = info.get("maxmemory_policy", "unknown")
-    if policy != "noeviction" and info.get("maxmemory", 0):
+    if policy == "unknown":
+        log.warning("redis does not tell this user its settings (+info): see that `maxmemory-policy` is noeviction")
+    elif policy != "noeviction" and info.get("maxmemory", 0):
         log.error(
             "redis evicts keys: set `maxmemory-policy noeviction`, or whole queues vanish when memory is full "
             "and are rebuilt over and over",

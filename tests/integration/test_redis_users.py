@@ -12,6 +12,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from jobq.broker import inspect
 from jobq.broker.client import check_server, connect_sync
 from jobq.broker.scripts import Broker, beat
+from tests.commands import Commands
 from tests.redis_state import QUEUE, A, B, C, D, entry, open_broker, raw, seed
 from tests.roles import USERS, Names, rules_of_users, users_of
 
@@ -54,7 +55,7 @@ DOES: dict[str, list[Work]] = {
         lambda broker, url: broker.push(QUEUE, [entry("e" * 32)], expected="r:1", token="r:2"),
         lambda broker, url: broker.known(QUEUE, [UUID(A)]),
         lambda broker, url: broker.token(QUEUE),
-        lambda broker, url: check_server(broker.client),
+        lambda broker, url: broker.client.info(),
     ],
     "worker": [
         *COMMON,
@@ -66,7 +67,7 @@ DOES: dict[str, list[Work]] = {
         lambda broker, url: broker.working(QUEUE, "gone"),
         lambda broker, url: broker.beats(QUEUE),
         lambda broker, url: broker.sweep(QUEUE, "gone", b"7", {entry(B).encode(): 2, entry(C).encode(): 0}),
-        lambda broker, url: check_server(broker.client),
+        lambda broker, url: broker.client.info(),
         _beat,
         _bell,
     ],
@@ -138,3 +139,65 @@ async def test_without_any_one_of_its_commands_a_user_cannot_do_its_work(
         await admin.client.execute_command("ACL", "SETUSER", users.names[user], f"+{command}")
 
     assert needless == []
+
+
+async def test_without_info_relays_and_workers_say_so_and_work_and_doctor_names_the_right(
+    admin: Broker, users: Names, redis_url: str, shared_database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for user in USERS:
+        await admin.client.execute_command("ACL", "SETUSER", users.names[user], "-info", "-time")
+    for user in ("relay", "worker"):
+        caplog.clear()
+        async with open_broker(users.urls[user]) as broker:
+            assert (await check_server(broker.client))["maxmemory_policy"] == "unknown"
+        assert [record.getMessage() for record in caplog.records if "(+info)" in record.getMessage()] != []
+
+    commands = Commands(shared_database_url, users.urls["status"])
+    findings = await commands.json("doctor")
+    refused = {one["about"]: one["remedy"] for one in findings if "cannot be looked at" in one["found"]}
+    assert (await commands.run("status")).exit_code == 0
+    assert {about: remedy.rpartition(" ")[2] for about, remedy in refused.items()} == {
+        "redis": "+info",
+        "clocks": "+time",
+    }
+
+
+@pytest.mark.parametrize("user", USERS)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "KEYS *",
+        "SCAN 0",
+        "FLUSHALL",
+        "FLUSHDB",
+        "CONFIG GET *",
+        "ACL LIST",
+        "MONITOR",
+        "SCRIPT FLUSH",
+        "FUNCTION FLUSH",
+        "CLIENT LIST",
+        "SHUTDOWN NOSAVE",
+        "RENAME jobq:1:a jobq:1:b",
+        "SUBSCRIBE other",
+        "PUBLISH other x",
+    ],
+)
+async def test_no_user_may_do_what_is_not_its_work(users: Names, user: str, words: str) -> None:
+    async with open_broker(users.urls[user]) as broker:
+        with pytest.raises(NoPermissionError):
+            await broker.client.execute_command(*words.split())
+
+
+async def test_no_user_reaches_keys_of_others_and_that_of_status_writes_nothing(admin: Broker, users: Names) -> None:
+    reads = {"relay": "GET {}", "worker": "LRANGE {} 0 -1", "status": "GET {}"}
+    for user, words in reads.items():
+        async with open_broker(users.urls[user]) as broker:
+            with pytest.raises(NoPermissionError):
+                await broker.client.execute_command(*words.format("sessions:7").split())
+            script = "return redis.call('GET', 'sessions:7')"
+            with pytest.raises(ResponseError, match=r"permissions|ACL"):
+                await broker.client.eval(script, 0)
+    async with open_broker(users.urls["status"]) as broker:
+        for words in ("SET jobq:1:a 1", "DEL jobq:1:a", "SADD jobq:1:a 1", "EVAL return 0"):
+            with pytest.raises(NoPermissionError):
+                await broker.client.execute_command(*words.split())
