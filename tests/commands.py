@@ -84,7 +84,7 @@ def started(*args: str, folder: Path, module: str = "jobq", **env: str) -> Itera
         process = subprocess.Popen(
             [sys.executable, "-m", module, *args],
             cwd=folder,
-            env={**variables, "PYTHONUNBUFFERED": "1", **env},
+            env={**variables, "PYTHONUNBUFFERED": "1", **environment_of(args, env)},
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
@@ -94,6 +94,11 @@ def started(*args: str, folder: Path, module: str = "jobq", **env: str) -> Itera
     finally:
         process.kill()
         process.wait()
+
+
+def environment_of(args: tuple[str, ...], env: dict[str, str]) -> dict[str, str]:
+    """What a process is given beside its command line."""
+    return env
 
 
 def _clean() -> dict[str, str | None]:

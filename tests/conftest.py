@@ -5,6 +5,7 @@ All of it comes from jobq's own pytest plugin; here it has the short names that 
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -42,6 +43,15 @@ def servers(jobq_servers: ServerUrls) -> ServerUrls:
 def template_database(jobq_templates: Templates) -> str:
     """The name of a migrated database to clone."""
     return jobq_templates.name(nothing)
+
+
+@pytest.fixture(scope="session", autouse=bool(os.environ.get("JOBQ_TEST_ROLES")))
+def _under_roles(servers: ServerUrls, template_database: str) -> Iterator[None]:
+    """With JOBQ_TEST_ROLES=1 jobq has the rights of docs/roles.md in every test."""
+    from tests.under_roles import under_roles
+
+    with under_roles(servers, template_database):
+        yield
 
 
 @pytest.fixture

@@ -29,18 +29,22 @@ class Names:
     urls: dict[str, str]
 
 
+def grants_for(names: dict[str, str]) -> str:
+    """The grants of the page, for roles of these names."""
+    (block,) = blocks(PAGE, "sql")
+    return re.sub(r"\bshop_(\w+)", lambda match: names[match[1]], block.text)
+
+
 @asynccontextmanager
 async def roles_of(database_url: str) -> AsyncIterator[Names]:
     """The roles of the page, with its grants in this database; dropped afterwards."""
-    (block,) = blocks(PAGE, "sql")
     tag = uuid4().hex[:8]
     names = {role: f"jobq_{role}_{tag}" for role in ROLES}
-    grants = re.sub(r"\bshop_(\w+)", lambda match: names[match[1]], block.text)
     owner = await asyncpg.connect(database_url)
     for name in names.values():
         await owner.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}'")
     try:
-        await owner.execute(grants)
+        await owner.execute(grants_for(names))
         url = make_url(database_url)
         yield Names(
             names,

@@ -40,6 +40,8 @@ REPAIRS = (
 COUNTERS = (*TRAFFIC, *REPAIRS)
 _LOOK_S = 0.1
 _CLOCK_READINGS = 5
+_LONGEST_WORD = 255
+"""Characters of what a worker says of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,16 +199,16 @@ def _hash(reply: dict[bytes, bytes] | None) -> dict[str, bytes]:
 def _registered(name: str, counter: bytes, info: bytes, entries: list[bytes]) -> Registered:
     try:
         told = json.loads(info)
-    except ValueError:
+    except (ValueError, RecursionError):
         told = None
     told = told if isinstance(told, dict) else {}
     tasks = told.get("tasks")
     return Registered(
         name=name,
         counter=counter,
-        host=str(told.get("host", "?")),
+        host=str(told.get("host", "?"))[:_LONGEST_WORD],
         pid=_number(told.get("pid")),
-        version=str(told.get("version", "?")),
+        version=str(told.get("version", "?"))[:_LONGEST_WORD],
         slots=_number(told.get("slots")),
         tasks=tuple(map(str, tasks)) if isinstance(tasks, list) else (),
         running=tuple(entry.id for entry in map(Entry.parse, entries) if entry is not None),
@@ -216,5 +218,5 @@ def _registered(name: str, counter: bytes, info: bytes, entries: list[bytes]) ->
 def _number(value: Any) -> int:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0

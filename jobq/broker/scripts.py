@@ -31,8 +31,11 @@ ADOPT_TOKEN = "*"  # noqa: S105
 
 UNPARKED_A_CALL = 1000
 """Entries."""
+QUEUES_LOOKED_AT = 1000
+"""Names in the hint of queues."""
 
 _GENERATION = re.compile(rb"[1-9][0-9]{0,9}")
+_QUEUE = re.compile(rb"[a-z0-9_.-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class Unparked:
     entries: list[bytes]
     """What is now in the worker's working list."""
     back: int
-    """Entries that went into the ready lists."""
+    """Entries that went into the ready lists, and garbage that was dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +228,10 @@ class Broker:
                 await self.client.sadd(queue_names(self.database_id), *names)
 
     async def queues(self) -> set[str]:
-        """Queue names anybody announced."""
+        """Queue names anybody announced; of very many about QUEUES_LOOKED_AT, for who reads them reads each queue."""
         async with self._careful(None):
-            names = await self.client.smembers(queue_names(self.database_id))
-        return {_text(name) for name in names}
+            _, names = await self.client.sscan(queue_names(self.database_id), count=QUEUES_LOOKED_AT)
+        return {name.decode() for name in names if _QUEUE.fullmatch(name)}
 
     async def _run(self, name: str, queue: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
         async with self._careful(queue, keys):

@@ -60,7 +60,7 @@ class TextFormatter(logging.Formatter):
         stack = str(shown.pop("stack", ""))
         fields = " ".join(f"{name}={_value(value)}" for name, value in shown.items())
         line = f"{time} {self._pid}{level} {_message(record):19} {fields}".rstrip()
-        return "\n".join([line, *_lines_of(stack), *filter(None, [_traceback(self, record)])])
+        return "\n".join([line, *_lines_of(stack), *_lines_of(_traceback(self, record))])
 
 
 class JsonFormatter(logging.Formatter):
@@ -80,11 +80,12 @@ class JsonFormatter(logging.Formatter):
             "message": _message(record),
         }
         for name, value in _fields(record).items():
-            line[f"{name}_" if name in line else name] = value
+            line[f"{name}_" if name in line else name] = _masked(value)
         trace = _traceback(self, record)
         if trace:
             line["traceback"] = trace
-        return json.dumps(line, default=str, ensure_ascii=False)
+        text = json.dumps(line, default=str, ensure_ascii=False)
+        return text if text.isprintable() else json.dumps(line, default=str)
 
 
 def _level(record: logging.LogRecord) -> str:
@@ -110,6 +111,12 @@ def _value(value: Any) -> str:
     if text.isprintable():
         return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
     return json.dumps(text)
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(map(_masked, value))
+    return mask(value) if isinstance(value, str) else value
 
 
 def _lines_of(stack: str) -> list[str]:

@@ -187,7 +187,7 @@ async def pause(seconds: float, *events: asyncio.Event) -> None:
 
 async def _read_tokens(broker: Broker, outage: Outage) -> dict[str, bytes | None] | None:
     try:
-        tokens = {queue: await broker.token(queue) for queue in await broker.queues()}
+        tokens = {queue: await broker.token(queue) for queue in {ALWAYS_WATCHED, *await broker.queues()}}
     except TROUBLE as error:
         outage.begin(error)
         return None

@@ -12,6 +12,7 @@ is safe: the next sweeper finds the rest. Called by worker. Calls broker, outbox
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from time import monotonic
 
@@ -22,6 +23,7 @@ from ..broker.scripts import Broker
 from ..model import Entry
 from ..outage import Outage
 from ..outbox import settle
+from ..outbox.database import is_unavailable
 from ..outbox.line import Line
 from ..outbox.settle import Burial, Standing
 from ..settings import CRASHES_BEFORE_POISON
@@ -29,6 +31,7 @@ from .burial import Undertaker
 
 log = logging.getLogger(__name__)
 
+_OF_OURS = re.compile(r"w-[a-z0-9-]{1,64}")
 SWEEP_EVERY_S = 1.0
 _LONGEST_GAP_S = 2.0
 """Between two looks at the counters. After a longer one the watch starts anew: nobody was seen standing still."""
@@ -76,7 +79,13 @@ class Sweeper:
             return []
         self._outage.end()
         for queue, worker, counter in dead:
-            await self.sweep(queue, worker, counter)
+            try:
+                await self.sweep(queue, worker, counter)
+            except Exception as error:
+                # One that cannot be swept, say because somebody made it up, is tried again after the others.
+                if isinstance(error, TROUBLE) or is_unavailable(error):
+                    raise
+                log.exception("could not sweep a worker", extra={"fields": {"worker": worker, "queue": queue}})
         return [worker for _, worker, _ in dead]
 
     async def sweep(self, queue: str, worker: str, counter: bytes) -> None:
@@ -123,7 +132,8 @@ class Sweeper:
     async def _count_crashes(
         self, connection: asyncpg.Connection, worker: str, entries: list[Entry]
     ) -> dict[bytes, Standing | None]:
-        await settle.end_backends(connection, self._schema, worker)
+        if _OF_OURS.fullmatch(worker):  # Redis may say any name, and there are sessions that are no dead worker's
+            await settle.end_backends(connection, self._schema, worker)
         await settle.crash(connection, self._schema, [entry.key for entry in entries])
         ids = [entry.id for entry in entries]
         now = await settle.standings(connection, self._schema, ids)

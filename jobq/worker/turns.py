@@ -227,6 +227,9 @@ class Turns:
                 self._settler.ack(holding, "ghost")
             elif job.generation < generation:
                 self._settler.ack(holding, "rewound")
+            elif job.queue != holding.queue:
+                # Somebody put it there, or its row was given another queue: that one's entry counts.
+                self._settler.ack(holding, "stale")
             elif job.task not in self._app.tasks:
                 self._park(holding, job)
             elif self._orders.stopping.is_set() or not self._may_start:

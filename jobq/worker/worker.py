@@ -14,13 +14,13 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Literal
 
 import anyio
 
 from ..app import JobQ
-from ..broker.client import TROUBLE, check_server, connect
+from ..broker.client import TROUBLE, ResponseError, check_server, connect
 from ..broker.scripts import UNPARKED_A_CALL, Broker
 from ..health import Check, Pulse
 from ..migrate import check as check_tables
@@ -105,7 +105,8 @@ class Worker:
         stack.push_async_callback(client.aclose)
         await check_server(client)
         self.broker = Broker(client, database_id)
-        await self.broker.announce(settings.queues)
+        with suppress(ResponseError):  # a hint, which a full Redis does not take; its own queues a worker knows
+            await self.broker.announce(settings.queues)
         state = await stack.enter_async_context(app.lifespan()) if app.lifespan is not None else None
         check_memory(settings)
         undertaker = Undertaker(app)

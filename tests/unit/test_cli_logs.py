@@ -136,6 +136,22 @@ def test_a_traceback_is_shown_without_the_passwords_in_it(log_format):
     assert log_format == "text" or json.loads(written)["traceback"].startswith("Traceback")
 
 
+def _fail() -> None:
+    try:
+        raise ValueError("\x1b[2J\x9b31m\u202e of redis://u:hunter2@h")
+    except ValueError:
+        log.exception("job dead", extra={"fields": {"worker": "\x9b2J\u202e", "urls": ["redis://u:hunter2@h"], "n": 1}})
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_neither_an_exception_nor_a_field_moves_a_cursor_or_tells_a_password(log_format):
+    written = line(log_format, _fail)
+
+    assert all(part.isprintable() for part in written.split("\n"))
+    assert "hunter2" not in written
+    assert "redis://u:***@h" in written
+
+
 @pytest.mark.parametrize(
     ("log_format", "stream", "is_json"),
     [

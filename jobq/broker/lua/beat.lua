@@ -12,7 +12,7 @@
 -- ARGV[5 .. 4+r]   entries that the last beat missed too: put back if Redis still lacks them
 -- ARGV[5+r ..]     all entries the worker owns
 -- Returns {was the worker known (0 or 1), u, unknown entry ..., l, lost entry ..., m, missing entry ...}:
--- unknown: in the working list, not owned; lost: Redis knows a newer generation; missing: owned, and nowhere here.
+-- unknown: in the working list, not owned, the first 1000; lost: Redis knows a newer generation; missing: owned, and nowhere here.
 -- A worker that was not known has lost everything with Redis: all it owns is put back at once.
 local registered = redis.call('HEXISTS', KEYS[2], ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
@@ -63,7 +63,7 @@ for i = first_owned, #ARGV do
   end
 end
 for _, entry in ipairs(working) do
-  if not owned[entry] then
+  if not owned[entry] and #unknown < 1000 then
     unknown[#unknown + 1] = entry
   end
 end

@@ -11,12 +11,12 @@
 -- ARGV[1]     worker
 -- ARGV[2]     n (entries)
 -- ARGV[3]     room (entries): of these n, how many the worker can start now
--- Returns {put back into ready, entry that is in the working list now ...}. A worker without a heartbeat gets none,
+-- Returns {put back into ready or dropped as garbage, entry that is in the working list now ...}. A worker without a heartbeat gets none,
 -- since nobody would sweep it; and what is not at the generation that Redis knows goes to ready, where fetch drops it.
 local room = redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 and tonumber(ARGV[3]) or 0
-local back, taken, reply = 0, 0, {0}
+local back, taken, dropped, reply = 0, 0, 0, {0}
 for i = 10, #KEYS do
-  while back + taken < tonumber(ARGV[2]) do
+  while back + taken + dropped < tonumber(ARGV[2]) do
     local entry = redis.call('LINDEX', KEYS[i], 0)
     if not entry then
       break
@@ -29,6 +29,8 @@ for i = 10, #KEYS do
     elseif id then
       redis.call('RPUSH', KEYS[5 + tonumber(priority)], entry)
       back = back + 1
+    else
+      dropped = dropped + 1
     end
     redis.call('LPOP', KEYS[i])
   end
@@ -36,8 +38,11 @@ end
 if back + taken > 0 then
   redis.pcall('HINCRBY', KEYS[4], 'unparked', back + taken)
 end
+if dropped > 0 then
+  redis.pcall('HINCRBY', KEYS[4], 'garbage', dropped)
+end
 if back > 0 and redis.call('LPUSH', KEYS[3], 1) > 64 then
   redis.call('LTRIM', KEYS[3], 0, 63)
 end
-reply[1] = back
+reply[1] = back + dropped
 return reply

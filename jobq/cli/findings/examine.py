@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _REDIS_AWAY: tuple[type[Exception], ...] = (*UNAVAILABLE, JobqError)
 """What a Redis that is away or set up wrongly raises."""
 _WORK_S = 60.0
-_REDIS_RIGHTS = "ACL SETUSER of the URL's user: ~jobq:1:* +get +smembers +hgetall +llen +lrange"
+_REDIS_RIGHTS = "ACL SETUSER of the URL's user: ~jobq:1:* +get +sscan +hgetall +llen +lrange"
 
 
 async def examine(stores: Stores, concurrency: int) -> list[Finding]:
