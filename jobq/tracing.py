@@ -35,7 +35,7 @@ def outgoing(headers: str | None) -> str | None:
     if not trace:
         return headers
     given = json.loads(headers) if headers is not None else {}
-    return headers if FIELDS[0] in given else json.dumps({**trace, **given})
+    return headers if FIELDS[0] in given else json.dumps({**trace, **given}, ensure_ascii=False)
 
 
 def resume(headers: str) -> None:

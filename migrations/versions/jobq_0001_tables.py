@@ -22,24 +22,30 @@ def upgrade() -> None:
     # when it inserts has a default here, and what no release could run is refused at the INSERT.
     op.execute(f"""
         CREATE TABLE {schema}.outbox (
-            id           uuid PRIMARY KEY,
+            id           uuid PRIMARY KEY
+                CONSTRAINT outbox_id_is_not_nil CHECK (id <> '00000000-0000-0000-0000-000000000000'),
             generation   integer NOT NULL DEFAULT 1,
             queue        text NOT NULL
                 CONSTRAINT outbox_queue_is_a_name CHECK (queue ~ '^[a-z0-9_.-]{{1,64}}$'),
-            task         text NOT NULL,
+            task         text NOT NULL
+                CONSTRAINT outbox_task_is_a_name CHECK (length(task) BETWEEN 1 AND 128),
             args         json NOT NULL
                 CONSTRAINT outbox_args_are_at_most_1_mib CHECK (octet_length(CAST(args AS text)) <= 1048576)
                 CONSTRAINT outbox_args_are_an_object CHECK (json_typeof(args) = 'object'),
             priority     smallint NOT NULL DEFAULT 2
                 CONSTRAINT outbox_priority_is_1_to_4 CHECK (priority BETWEEN 1 AND 4),
-            run_at       timestamptz,
+            run_at       timestamptz
+                CONSTRAINT outbox_run_at_is_in_the_years_1_to_9999
+                CHECK (run_at > '0001-01-02 00:00:00+00' AND run_at < '9999-12-31 00:00:00+00'),
             attempts     smallint NOT NULL DEFAULT 0,
             crashes      smallint NOT NULL DEFAULT 0,
             max_attempts smallint,
             timeout_s    double precision
-                CONSTRAINT outbox_timeout_is_positive CHECK (timeout_s > 0),
+                CONSTRAINT outbox_timeout_is_positive CHECK (timeout_s > 0 AND timeout_s < 'Infinity'),
             created_at   timestamptz NOT NULL DEFAULT now(),
-            headers      json,
+            headers      json
+                CONSTRAINT outbox_headers_are_at_most_2_mib CHECK (octet_length(CAST(headers AS text)) <= 2097152)
+                CONSTRAINT outbox_headers_are_an_object CHECK (json_typeof(headers) = 'object'),
             error_type   text,
             last_error   text,
             xid          xid8 NOT NULL DEFAULT pg_current_xact_id()

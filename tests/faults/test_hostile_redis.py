@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,12 +18,12 @@ import pytest
 from jobq import Context
 from jobq.broker.keys import prefix, queue_names
 from jobq.model import Entry
-from jobq.relay.leadership import pause
 from jobq.settings import WorkerSettings
 from jobq.worker import sweeper as sweeper_module
 from jobq.worker.worker import Worker
 from tests.builders import Bench, any_id, running, turn, write_effect
 from tests.commands import Commands
+from tests.faults.leading import leading
 from tests.waiting import until
 
 FLOOD = 200_000
@@ -72,24 +71,6 @@ class Shop:
 @pytest.fixture
 def shop(bench: Bench) -> Shop:
     return Shop(bench)
-
-
-@asynccontextmanager
-async def leading(bench: Bench) -> AsyncIterator[None]:
-    """A relay that takes turn after turn."""
-    stopping = asyncio.Event()
-    leader = await bench.leader(detect_loss_every=0.1, scrub_every=0.2)
-
-    async def lead() -> None:
-        while not stopping.is_set():
-            await pause(await leader.step(), stopping, leader.woken)
-
-    async with asyncio.TaskGroup() as group:
-        group.create_task(lead())
-        try:
-            yield
-        finally:
-            stopping.set()
 
 
 async def flood(bench: Bench, key: str, count: int, text: str) -> None:

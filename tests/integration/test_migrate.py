@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -166,6 +167,15 @@ async def test_a_job_needs_no_more_than_id_queue_task_and_arguments(connection):
         ("outbox_priority_is_1_to_4", {"priority": 0}),
         ("outbox_priority_is_1_to_4", {"priority": 5}),
         ("outbox_timeout_is_positive", {"timeout_s": 0.0}),
+        ("outbox_timeout_is_positive", {"timeout_s": float("nan")}),
+        ("outbox_timeout_is_positive", {"timeout_s": float("inf")}),
+        ("outbox_id_is_not_nil", {"id": UUID(int=0)}),
+        ("outbox_task_is_a_name", {"task": ""}),
+        ("outbox_task_is_a_name", {"task": "t" * 129}),
+        ("outbox_run_at_is_in_the_years_1_to_9999", {"run_at": datetime.min.replace(tzinfo=UTC)}),
+        ("outbox_run_at_is_in_the_years_1_to_9999", {"run_at": datetime.max.replace(tzinfo=UTC)}),
+        ("outbox_headers_are_an_object", {"headers": '["a"]'}),
+        ("outbox_headers_are_at_most_2_mib", {"headers": '{"a":"' + "x" * (2**21 - 7) + '"}'}),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -179,6 +189,8 @@ async def test_the_outbox_refuses_what_no_release_could_run(connection, constrai
 async def test_the_outbox_takes_what_lies_just_inside_its_limits(connection):
     await insert(connection, queue="a-z.0_9" + "q" * 57, priority=1, timeout_s=0.001)
     await insert(connection, args='{"a":"' + "x" * (2**20 - 8) + '"}', priority=4)
+    await insert(connection, task="t" * 128, headers='{"a":"' + "x" * (2**21 - 8) + '"}')
+    await insert(connection, run_at=datetime(9999, 12, 30, tzinfo=UTC))
 
 
 async def test_the_database_has_one_identity_which_upgrades_keep(engine, connection):

@@ -305,8 +305,15 @@ async def test_unpark_puts_known_tasks_back_in_order_a_bounded_number_a_call(bro
 async def test_unpark_drops_garbage(broker: Broker) -> None:
     await seed(broker, {"parked:mail": ["junk", entry(A)]})
 
-    assert await broker.unpark(QUEUE, "w", ["mail", "none"]) == Unparked([], 1)
+    assert await broker.unpark(QUEUE, "w", ["mail", "none"]) == Unparked([], 2)
     assert (await everything(broker))["ready:2"] == [entry(A)]
+
+
+async def test_unpark_looks_at_a_bounded_number_of_entries_garbage_or_not(broker: Broker) -> None:
+    await seed(broker, {"parked:mail": ["junk"] * 5})
+
+    assert await broker.unpark(QUEUE, "w", ["mail"], limit=3) == Unparked([], 3)
+    assert await everything(broker) == {"parked:mail": ["junk"] * 2, "stats": {"garbage": "3"}}
 
 
 async def test_unpark_gives_the_worker_what_it_has_room_for_and_the_rest_to_all(broker: Broker) -> None:
@@ -316,7 +323,7 @@ async def test_unpark_gives_the_worker_what_it_has_room_for_and_the_rest_to_all(
 
     unparked = await broker.unpark(QUEUE, "w", ["mail", "sms"], room=2)
 
-    assert unparked == Unparked(raw(entry(A), entry(C)), 2)
+    assert unparked == Unparked(raw(entry(A), entry(C)), 3)
     assert await everything(broker) == {
         "known": known,
         "beats": {"w": "7"},
@@ -324,7 +331,7 @@ async def test_unpark_gives_the_worker_what_it_has_room_for_and_the_rest_to_all(
         "ready:2": [entry(B)],
         "ready:4": [entry(D, 1, 4)],
         "bell": ["1"],
-        "stats": {"unparked": "4"},
+        "stats": {"unparked": "4", "garbage": "1"},
     }
 
 
