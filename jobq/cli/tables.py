@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import date, datetime
 from typing import Any
 
@@ -43,7 +44,8 @@ def as_document(row: Any, *, without: Sequence[str] = ()) -> dict[str, Any]:
         document["last_error"] = mask(document["last_error"])
     for name in ("headers", "args"):
         if document.get(name) is not None:
-            document[name] = json.loads(document[name])
+            with suppress(ValueError, RecursionError):  # of another program: text, where it is too deep or too long
+                document[name] = json.loads(document[name])
     return document
 
 

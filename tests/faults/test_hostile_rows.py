@@ -59,6 +59,7 @@ LEFT: dict[str, dict[str, Any]] = {
     "braces": {"task": "}:relay{"},
     "long name": {"task": "t" * 128},
     "blank": {"task": " "},
+    "deep headers and long arguments": {"task": "x", "headers": f'{{"a": {DEEP}}}', "args": '{"a": 1%s}' % ("0" * 5_000)},
 }
 
 
@@ -133,7 +134,8 @@ async def _count(bench: Bench, table: str, count: int) -> bool:
 
 async def _all_commands_show_them(commands: Commands, dead: set[UUID], left: set[UUID]) -> None:
     calls: list[tuple[object, ...]] = [("status",), ("jobs", "list"), ("dead", "list")]
-    calls += [("jobs", "show", id_) for id_ in left] + [("dead", "show", id_) for id_ in dead]
+    calls += [("jobs", "show", id_, *more) for id_ in left for more in ((), ("--args",))]
+    calls += [("dead", "show", id_, *more) for id_ in dead for more in ((), ("--args",))]
     for call in calls:
         shown = await commands.run(*call)
         assert shown.exit_code == 0, (call, shown.output[-500:])
