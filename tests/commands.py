@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from jobq.cli import cli
 from tests.leaks import logging_kept
+from tests.secrets import found_in
 from tests.waiting import until
 
 
@@ -31,7 +32,9 @@ class Commands:
         """Run to the end, with nobody to be asked."""
         invoke = partial(CliRunner().invoke, cli, list(map(str, args)), env=_clean() | self._urls | env)
         with logging_kept():  # a command configures it
-            return await anyio.to_thread.run_sync(invoke)
+            result = await anyio.to_thread.run_sync(invoke)
+        assert "--args" in args or found_in(result.output) == []
+        return result
 
     async def json(self, *args: object, code: int = 0, **env: str) -> Any:
         """Run with --json to this exit code, and return what was printed."""
@@ -94,6 +97,7 @@ def started(*args: str, folder: Path, module: str = "jobq", **env: str) -> Itera
     finally:
         process.kill()
         process.wait()
+    assert found_in(log.read_text(errors="replace")) == []
 
 
 def environment_of(args: tuple[str, ...], env: dict[str, str]) -> dict[str, str]:

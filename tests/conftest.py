@@ -14,6 +14,7 @@ import pytest
 from jobq.testing.servers import ServerUrls, Templates
 from jobq_pytest import nothing
 from tests.leaks import Surroundings
+from tests.secrets import watched, with_password
 
 # A run in the background of a script ignores Ctrl-C, and so would every process that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -31,6 +32,14 @@ def _nothing_left_behind() -> Iterator[None]:
     before = Surroundings.now()
     yield
     assert before.left_behind() == []
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_logged() -> Iterator[None]:
+    """Fail the test in which the package logs a password or an argument that tests have planted."""
+    with watched() as watch:
+        yield
+    assert watch.leaks == []
 
 
 @pytest.fixture(scope="session")
@@ -56,8 +65,8 @@ def _under_roles(servers: ServerUrls, template_database: str) -> Iterator[None]:
 
 @pytest.fixture
 def database_url(jobq_database_url: str) -> str:
-    """The URL of a fresh, migrated database that only this test uses."""
-    return jobq_database_url
+    """The URL of a fresh, migrated database that only this test uses. Its password is one to be kept out of logs."""
+    return with_password(jobq_database_url)
 
 
 @pytest.fixture

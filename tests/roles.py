@@ -14,11 +14,11 @@ from sqlalchemy.engine import make_url
 
 from jobq.broker.client import connect_sync
 from tests.markdown import blocks
+from tests.secrets import ROLE_PASSWORD as PASSWORD
 
 PAGE = Path(__file__).parents[1] / "docs" / "roles.md"
 ROLES = ("web", "worker", "relay")
 USERS = ("relay", "worker", "status")
-PASSWORD = "hunter2-of-a-role"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from jobq.testing.servers import ServerUrls, database
+from tests.secrets import with_password
 
 _CLEAN = """
     SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
@@ -37,4 +38,4 @@ def shared_database_url(shared_database: str) -> str:
     """The URL of a migrated database with nothing in it. Synchronous, for synchronous tests ask for it too."""
     with psycopg.connect(shared_database, autocommit=True) as connection:
         connection.execute(_CLEAN)
-    return shared_database
+    return with_password(shared_database)

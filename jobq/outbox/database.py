@@ -12,7 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
@@ -26,7 +26,7 @@ from sqlalchemy.util import greenlet_spawn
 from ..errors import ConfigurationError, SchemaMismatch, WrongDatabase
 from .pooler import keeps_session
 
-__all__ = ["UNAVAILABLE", "Database", "PoolTimeout", "is_unavailable"]
+__all__ = ["UNAVAILABLE", "Database", "PoolTimeout", "hide_values", "is_unavailable"]
 
 UNAVAILABLE: tuple[type[Exception], ...] = (
     OSError,
@@ -82,6 +82,21 @@ def is_unavailable(error: BaseException) -> bool:
         # What goes wrong while SQLAlchemy connects is translated twice, and not marked as a lost connection.
         return is_lost or isinstance(getattr(error.orig, "__cause__", None), UNAVAILABLE)
     return isinstance(error, UNAVAILABLE)
+
+
+def hide_values(error: BaseException | None) -> None:
+    """Have SQLAlchemy's errors say a statement without its parameters: they are arguments of jobs, as often as not."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, StatementError):
+            one.hide_parameters = True
+        waiting += [one.__cause__, one.__context__]
+        waiting += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
 
 
 class Database:

@@ -16,7 +16,7 @@ from uuid import UUID
 from ..app import JobQ
 from ..model import DeadJob
 from ..outbox import settle
-from ..outbox.database import is_unavailable
+from ..outbox.database import hide_values, is_unavailable
 from ..outbox.settle import Burial
 from ..outbox.statement import Transaction
 
@@ -47,6 +47,7 @@ class Undertaker:
             except Exception as error:
                 if is_unavailable(error):
                     raise
+                hide_values(error)
                 fields = {"job": str(end.id)}
                 log.exception("on_dead failed, burying without it", extra={"fields": fields})
                 buried |= {dead.id for dead in await settle.bury(connection, self._app.schema, [end])}

@@ -24,6 +24,7 @@ from ..app import JobQ
 from ..context import Context
 from ..errors import AlreadyDone, InvalidResult
 from ..model import Job
+from ..outbox.database import hide_values
 from ..outbox.settle import Burial, Reschedule
 from ..outcomes import Reject, Retry, Snooze
 from ..retry import LONGEST_DELAY_S, default_delay
@@ -102,10 +103,12 @@ class Executor:
         try:
             arguments = task.codec.decode(job.args)
         except Exception as refused:  # noqa: BLE001  also what a validator of the application raises
+            hide_values(refused)
             return *self._bury(holding, job, "invalid", refused, failed=False), refused
         try:
             await self._call(holding, holding.run, job, task, limit, arguments)
         except BaseException as raised:  # noqa: BLE001  everything a task raises is an end of the job
+            hide_values(raised)
             error = _alone(raised)
         return *self._settle(holding, holding.run, job, task, limit, error), error
 

