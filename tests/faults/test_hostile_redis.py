@@ -289,3 +289,23 @@ async def test_a_full_redis_keeps_no_worker_from_starting_and_draining_it(bench:
             await shop.all_done(3)
     finally:
         await bench.redis.config_set("maxmemory", "0")
+
+
+async def test_crashes_that_were_made_up_bury_a_job_which_dead_retry_brings_back(
+    bench: Bench, shop: Shop, commands: Commands
+) -> None:
+    (job_id,) = await shop.jobs(1)
+    keys = bench.broker.keys("default")
+    worker = await bench.worker()
+    for generation in (1, 2, 3):
+        await bench.redis.hset(keys.beats, "w-made-up", "1")
+        await bench.redis.rpush(keys.working("w-made-up"), Entry.of(job_id, generation, 2).raw)
+        await worker.sweeper.sweep("default", "w-made-up", b"1")
+    dead = await bench.dead(job_id)
+    assert dead is not None
+    assert dead["reason"] == "poison"
+
+    assert (await commands.run("dead", "retry", job_id)).exit_code == 0
+    await bench.relay()
+    await turn(worker)
+    await shop.all_done(1)
