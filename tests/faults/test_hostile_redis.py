@@ -24,6 +24,7 @@ from jobq.worker.worker import Worker
 from tests.builders import Bench, any_id, running, turn, write_effect
 from tests.commands import Commands
 from tests.faults.leading import leading
+from tests.roles import roles_of
 from tests.waiting import until
 
 FLOOD = 200_000
@@ -309,3 +310,25 @@ async def test_crashes_that_were_made_up_bury_a_job_which_dead_retry_brings_back
     await bench.relay()
     await turn(worker)
     await shop.all_done(1)
+
+
+async def test_a_worker_whose_session_may_not_be_ended_holds_up_no_sweep(
+    shared_database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(sweeper_module, "monotonic", lambda: now)
+    async with (
+        roles_of(shared_database_url) as roles,
+        Bench.open(shared_database_url, redis_url, database=roles.urls["worker"]) as bench,
+    ):
+        await bench.db.execute("SET application_name = 'jobq:w-first'")  # a session of another role
+        keys = bench.broker.keys("default")
+        for name in ("w-first", "w-gone"):
+            await bench.redis.hset(keys.beats, name, "1")
+            await bench.redis.rpush(keys.working(name), Entry.of(any_id(), 1, 2).raw)
+        worker = await bench.worker(lease=10.0)
+        for _ in range(12):
+            await worker.sweeper.step()
+            now += 1.0
+
+        assert set(await bench.broker.beats("default")) == {"w-first", worker.name}
