@@ -3,7 +3,7 @@
 -- KEYS[1]   known    (HASH)  id -> generation
 -- KEYS[2]   stats    (HASH)  counters
 -- KEYS[3]   working  (LIST)  this worker's entries
--- ARGV[1]   counter: acked, ghost, rewound or garbage
+-- ARGV[1]   counter: acked, ghost, rewound, stale or garbage
 -- ARGV[2..] entries, as they stand in the list
 -- Returns the number of entries that were still in the working list. An id that Redis knows at a newer generation
 -- stays known: a late ack must not erase a retry. known goes first: an aborted script leaves an extra, no hole.
