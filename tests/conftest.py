@@ -15,10 +15,19 @@ from jobq.testing.servers import ServerUrls, Templates
 from jobq_pytest import nothing
 from tests.leaks import Surroundings
 from tests.secrets import watched, with_password
+from tests.under_roles import FILES, under_roles
+
+UNDER_ROLES = bool(os.environ.get("JOBQ_TEST_ROLES"))
 
 # A run in the background of a script ignores Ctrl-C, and so would every process that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With JOBQ_TEST_ROLES=1 only the tests of the main path are run."""
+    if UNDER_ROLES:
+        items[:] = [item for item in items if item.path.stem in FILES]
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +63,9 @@ def template_database(jobq_templates: Templates) -> str:
     return jobq_templates.name(nothing)
 
 
-@pytest.fixture(scope="session", autouse=bool(os.environ.get("JOBQ_TEST_ROLES")))
+@pytest.fixture(scope="session", autouse=UNDER_ROLES)
 def _under_roles(servers: ServerUrls, template_database: str) -> Iterator[None]:
     """With JOBQ_TEST_ROLES=1 jobq has the rights of docs/roles.md in every test."""
-    from tests.under_roles import under_roles
-
     with under_roles(servers, template_database):
         yield
 

@@ -7,6 +7,7 @@ reaches through a proxy, stay as they are. Called by conftest.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,14 @@ from jobq.outbox import database
 from jobq.testing.servers import ServerUrls
 from tests import commands
 from tests.roles import PASSWORD, grants_for, users_of
+
+_MAIN_PATH = """
+    enqueue enqueue_many insert idempotency worker executor turns turns_queues settle settler sweeper context steps
+    heartbeat burial janitor relay walk timers wake_up leadership push follow browse cli_status cli_jobs cli_dead
+    recycling
+"""
+FILES = frozenset(map("test_{}".format, re.split(r"\s+", _MAIN_PATH.strip())))
+"""Tests of the main path. Others migrate, start servers, or look at what an owner sees."""
 
 _ROLE = ContextVar("role", default="worker")
 _OF_RELAYS = ("jobq:relay", "jobq:janitor")
@@ -42,7 +51,7 @@ def under_roles(servers: ServerUrls, template: str) -> Iterator[None]:
         with psycopg.connect(url, autocommit=True) as inside:
             inside.execute(grants_for(names))
             for kind in ("TABLES", "SEQUENCES", "SCHEMAS"):  # of the tests
-                inside.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON {kind} TO {names['worker']}, {names['web']}")
+                inside.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON {kind} TO {', '.join(names.values())}")
         owner.execute(f"ALTER DATABASE {template} ALLOW_CONNECTIONS false")
     host = make_url(servers.database_url).query.get("host") or make_url(servers.database_url).host
 

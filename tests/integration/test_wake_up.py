@@ -16,6 +16,7 @@ from jobq.outbox.database import Database
 from jobq.outbox.settle import Reschedule
 from jobq.relay.wake_up import WakeUp
 from jobq.settings import RelaySettings
+from tests.enqueuing import engine_for
 from tests.integration.test_leadership import running
 from tests.relay_rows import SCHEMA, RelayUnderTest, add, entries, open_relay, own_connection
 from tests.waiting import until
@@ -222,9 +223,9 @@ async def _is_pushed(relay: RelayUnderTest, id_: Any) -> bool:
 
 
 async def test_another_schema_neither_wakes_it_nor_keeps_it_awake(database_url: str, redis_url: str) -> None:
+    async with engine_for(database_url) as engine:
+        await migrate.upgrade(engine, schema="other")
     other = Database.of(database_url)
-    await migrate.upgrade(other.engine, schema="other")
-    await other.close()
     async with open_relay(database_url, redis_url) as relay:
         async with relay.database.transaction():
             await _add_to_other(relay.database)
