@@ -167,8 +167,7 @@ async def test_keys_of_a_wrong_type_one_after_the_other_lose_no_job(bench: Bench
     async with running(worker), leading(bench):
         for name in names:
             await bench.enqueue(shop.book, "n")
-            await bench.redis.delete(name)
-            await bench.redis.zadd(name, {"a sorted set": 1})
+            await bench.redis.pipeline().delete(name).zadd(name, {"a sorted set": 1}).execute()  # one transaction
             await bench.enqueue(shop.book, "n")
         await shop.all_done(2 * len(names))
 
