@@ -22,7 +22,7 @@ PROGRAM = shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin:/usr/bin:/us
 async def pgbouncer(database_url: str, *, mode: str = "transaction", sessions: int = 2) -> AsyncIterator[str]:
     """Start it with so many sessions on the server; yields its URL."""
     assert PROGRAM is not None
-    server = make_url(database_url)
+    server = make_url(database_url)._replace(password=None)  # the planted one, for which it would want a user
     account = Account.choose()  # it refuses to run as root, as PostgreSQL does
     with tempfile.TemporaryDirectory(prefix="jobq-", dir="/tmp") as name:
         folder = Path(name)
