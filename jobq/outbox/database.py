@@ -2,7 +2,7 @@
 
 Invariant: every connection jobq opens for itself leads to the primary of the one database that it was opened
 for first, runs at read committed, belongs to no pool, and sets nothing in a session that others use after it.
-Called by relay, worker, cli. Calls pooler.
+Called by relay, worker, cli. Calls hosts and pooler.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.util import greenlet_spawn
 
 from ..errors import ConfigurationError, SchemaMismatch, WrongDatabase
+from .hosts import Hosts, miss_soon
 from .pooler import keeps_session
 
 __all__ = ["UNAVAILABLE", "Database", "PoolTimeout", "hide_values", "is_unavailable"]
@@ -76,12 +77,15 @@ _LOST_SESSION = (
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether `error`, through SQLAlchemy or not, says that PostgreSQL cannot be had just now."""
+    """Whether `error`, through SQLAlchemy or not, says that PostgreSQL cannot be had just now.
+
+    In a failover the address may lead to the replica before that is the primary.
+    """
     if isinstance(error, DBAPIError):
         is_lost = error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
         # What goes wrong while SQLAlchemy connects is translated twice, and not marked as a lost connection.
         return is_lost or isinstance(getattr(error.orig, "__cause__", None), UNAVAILABLE)
-    return isinstance(error, UNAVAILABLE)
+    return isinstance(error, (*UNAVAILABLE, WrongDatabase))
 
 
 def hide_values(error: BaseException | None) -> None:
@@ -214,6 +218,7 @@ class Database:
         connection: asyncpg.Connection | None = pooled.driver_connection
         pooled.detach()
         assert connection is not None
+        miss_soon(connection)
         return connection
 
     async def _is_session_kept(self, connection: asyncpg.Connection) -> bool:
@@ -267,13 +272,14 @@ def _engine_for(url: str) -> AsyncEngine:
             f"the database URL must begin with postgresql://, not {scheme if separator else '...'}"
         )
     rest, cache_size = _without_cache_size(rest)
-    # Without a cache asyncpg gives statements no names either, so that those of two processes cannot meet.
+    # asyncpg reads the URL itself, so that libpq's parameters (sslmode, host, ...) mean what they say. Without a cache
+    # it gives statements no names either, so that those of two processes cannot meet.
+    hosts = Hosts(rest, timeout_s=_CONNECT_TIMEOUT_S, statement_cache_size=cache_size)
 
     async def open_connection() -> asyncpg.Connection:
-        # asyncpg reads the URL itself, so that libpq's parameters (sslmode, host, ...) mean what they say.
-        return await asyncpg.connect(
-            f"postgresql://{rest}", timeout=_CONNECT_TIMEOUT_S, statement_cache_size=cache_size
-        )
+        connection = await hosts.open()
+        miss_soon(connection)
+        return connection
 
     return create_async_engine("postgresql+asyncpg://", async_creator=open_connection, **_POOL_FOR_URL)
 
