@@ -89,13 +89,19 @@ async def postgres_pair() -> AsyncIterator[Pair]:
             await asyncio.to_thread(stack.close)
 
 
-async def query(node: embedded.Servers, statement: str) -> Any:
-    """Run one statement on one node; returns its first value."""
+@asynccontextmanager
+async def connection_to(node: embedded.Servers) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(node.database_url)
     try:
-        return await connection.fetchval(statement)
+        yield connection
     finally:
         connection.terminate()
+
+
+async def query(node: embedded.Servers, statement: str) -> Any:
+    """Run one statement on one node; returns its first value."""
+    async with connection_to(node) as connection:
+        return await connection.fetchval(statement)
 
 
 def socket_of(node: embedded.Servers) -> Path:
