@@ -110,7 +110,7 @@ def socket_of(node: embedded.Servers) -> Path:
 
 def _start(stack: ExitStack) -> Pair:
     primary = stack.enter_context(embedded.start())
-    asyncio.run(_make_tables(primary.database_url))
+    asyncio.run(make_tables(primary.database_url))
     # A copy made while nothing runs: that needs no program beside the server's.
     primary.postgres.stop()
     account, copy = Account.choose(), primary.directory / "replica"
@@ -125,7 +125,8 @@ def _start(stack: ExitStack) -> Pair:
     return Pair(primary, stack.enter_context(embedded.start(copy, valkey=False, postgres_config=_NODE)))
 
 
-async def _make_tables(url: str) -> None:
+async def make_tables(url: str) -> None:
+    """Bring jobq's tables into the database of a server that was started for a test."""
     engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"), poolclass=NullPool)
     await jobq.migrate.upgrade(engine)
     await engine.dispose()
