@@ -145,7 +145,7 @@ class Shop:
     async def effects(self) -> Counter[int]:
         async with connection_to(self.primary) as connection:
             rows = await connection.fetch("SELECT order_id, count(*) FROM effect GROUP BY 1")
-        return Counter({order_id: count for order_id, count in rows})
+        return Counter(dict(rows))
 
     async def completed(self, *ids: int) -> None:
         async def are() -> bool:

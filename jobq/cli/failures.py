@@ -100,6 +100,8 @@ def _unreachable(error: Exception) -> str | None:
     kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
     if kinds & {"redis.exceptions.ConnectionError", "redis.exceptions.TimeoutError"}:
         return REDIS
+    if "asyncpg.exceptions._base.TargetServerAttributeNotMatched" in kinds:  # of several hosts none takes writes
+        return POSTGRESQL
     if sqlstate(error).startswith(_UNREACHABLE_STATES):
         return POSTGRESQL
     # asyncpg lets the operating system's errors through; those of an application's own files are not meant. A

@@ -31,8 +31,14 @@ def _note(what: str, order_id: int) -> None:
 
 
 async def _pass(gate: str) -> None:
-    while gate and not Path(gate).exists():
+    while True:
+        if not gate or _is_open(gate):
+            return
         await asyncio.sleep(0.01)
+
+
+def _is_open(gate: str) -> bool:
+    return Path(gate).exists()
 
 
 async def _charge(order_id: int) -> str:
