@@ -52,6 +52,7 @@ class Aftermath:
     """What ran before the failover, in the words of the application."""
     notes_after: Counter[str]
     stats: Counter[str]
+    said: list[str]
     ghosts_in_between: int
     """Entries dropped while there was a replica, and no primary."""
     last_old_xid: int
@@ -223,8 +224,10 @@ async def fail_over_with_orders_of_every_kind(our: Shop, address: Address) -> Af
     await pair.crash()
     address.proxies[0].target = socket_of(pair.replica)
     await our.give_to_a_worker(lost_key)
+    our.open_gate("after")
     for process in our.processes:
         await process.says("store away")
+    await our.processes[1].says("part=settler")
     tries = address.proxies[0].accepted
     await until(lambda: address.proxies[0].accepted >= tries + 5, "both have asked the replica")
     ghosts_in_between = (await our.stats())["ghost"]
@@ -232,7 +235,6 @@ async def fail_over_with_orders_of_every_kind(our: Shop, address: Address) -> Af
     await pair.promote()
     our.primary = pair.replica
     first_new_xid = await query(pair.replica, NEXT_XID)
-    our.open_gate("after")
     await our.order(app.book, *NEW)
     again = await our.order(app.book, AGAIN, idempotency_key="lost")
     await our.start("worker", "-q", "later", says="worker ready", **where)
@@ -244,6 +246,7 @@ async def fail_over_with_orders_of_every_kind(our: Shop, address: Address) -> Af
         notes_before=notes_before,
         notes_after=our.notes() - notes_before,
         stats=await our.stats(),
+        said=[process.said for process in our.processes],
         ghosts_in_between=ghosts_in_between,
         last_old_xid=last_old_xid,
         first_new_xid=first_new_xid,

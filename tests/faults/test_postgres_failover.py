@@ -91,6 +91,11 @@ async def test_nothing_is_dropped_on_the_word_of_a_replica(aftermath: Aftermath)
     assert aftermath.ghosts_in_between == 0
 
 
+async def test_a_replica_in_place_of_the_primary_is_an_outage_and_no_error(aftermath: Aftermath) -> None:
+    assert "WrongDatabase" in aftermath.said[1]
+    assert not [said for said in aftermath.said if "failed, trying again" in said]
+
+
 @pytest.mark.parametrize("how", ["hosts in a URL", "hosts of the application's engine"])
 async def test_processes_that_know_both_hosts_find_the_new_primary(how: str, tmp_path: Path) -> None:
     async with (

@@ -11,6 +11,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -83,11 +84,11 @@ async def by_crash() -> AsyncIterator[Loss]:
 
 
 @asynccontextmanager
-async def running_relay(loss: Loss) -> AsyncIterator[Relay]:
+async def running_relay(loss: Loss, **given: float) -> AsyncIterator[Relay]:
     """A relay without its scrub, which would bring in the end what a poll has missed."""
     database, stopping = Database.of(loss.url), asyncio.Event()
-    settings = RelaySettings(beat=0.01, scrub_every=1e6, detect_loss_every=0.05)
-    relay = Relay(database, loss.redis_url, "jobq", settings)
+    settings: dict[str, Any] = {"beat": 0.01, "scrub_every": 1e6, "detect_loss_every": 0.05} | given
+    relay = Relay(database, loss.redis_url, "jobq", RelaySettings(**settings))
     task = asyncio.create_task(relay.run(stopping))
     try:
         yield relay
@@ -138,3 +139,43 @@ async def test_what_is_committed_under_numbers_that_were_lost_runs_and_what_was_
 
 async def is_ready(bench: Bench, count: int) -> bool:
     return len(await bench.ready()) == count
+
+
+# --- two primaries: nobody ended the old one -------------------------------------------------------------------------
+
+
+async def test_a_worker_that_still_asks_the_old_primary_delays_new_jobs_and_loses_none() -> None:
+    async with (
+        postgres_pair() as pair,
+        proxy_before(socket_of(pair.primary)) as proxy,
+        Bench.open(f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres", pair.redis_url) as bench,
+    ):
+        runs: list[str] = []
+
+        @bench.app.task
+        async def book(ctx: Context, order: str) -> None:
+            runs.append(order)
+            async with ctx.complete() as session:
+                await write_effect(session, ctx)
+
+        worker = await bench.worker()
+        await bench.commit_and_relay(book, "old")
+        await turn(worker)
+        await pair.caught_up()
+
+        await pair.promote()
+        proxy.target = socket_of(pair.replica)
+        loss = Loss(pair.replica, proxy, pair.redis_url, pair.cut_off, pair.crash)
+        async with running_relay(loss, scrub_every=0.1, scrub_pause=0.0):
+            async with connection_to(pair.replica) as producer, producer.transaction():
+                await book.enqueue(producer, "new")
+            await until(lambda: is_ready(bench, 1), "the relay has pushed it")
+            await turn(worker)
+            assert (runs, (await bench.stats())["ghost"]) == (["old"], 1)
+
+            await pair.crash()
+            await until(lambda: is_ready(bench, 1), "the scrub has brought it again")
+            await turn(worker)
+            assert runs == ["old", "new"]
+            assert await query(pair.replica, "SELECT count(*) FROM effect") == 2
+            assert await query(pair.replica, "SELECT count(*) FROM jobq.outbox") == 0

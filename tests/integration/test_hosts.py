@@ -14,7 +14,6 @@ import pytest
 
 from jobq.errors import ConfigurationError
 from jobq.outbox.database import Database, is_unavailable
-from jobq.outbox.hosts import Hosts
 from tests.commands import Commands
 from tests.faults.proxy import Proxy, proxy_before
 from tests.postgres_pair import Pair, postgres_pair, query, socket_of
@@ -74,13 +73,16 @@ async def test_what_the_url_says_of_the_server_it_wants_stands(pair: Pair) -> No
     assert folder == str(pair.replica.postgres.data)
 
 
-async def test_a_host_that_answers_nothing_takes_its_own_time_only_and_is_asked_last_from_then_on(pair: Pair) -> None:
+async def test_a_host_that_answers_nothing_takes_its_own_time_only_and_is_asked_last_from_then_on(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobq.outbox.database._CONNECT_TIMEOUT_S", 6.0)
     async with hosts(pair, first="primary") as (dead, _), proxy_before(socket_of(pair.primary)) as living:
         dead.is_black_hole = True
-        rest = f"postgres@127.0.0.1:{dead.port},127.0.0.1:{living.port}/postgres"
-        both = Hosts(rest, timeout_s=4.0, statement_cache_size=0)
+        database = Database.of(f"postgresql://postgres@127.0.0.1:{dead.port},127.0.0.1:{living.port}/postgres")
         for _ in range(2):
-            (await both.open()).terminate()
+            (await database.connect(schema="jobq", name="jobq:test")).terminate()
+        await database.close()
         assert (dead.accepted, living.accepted) == (1, 2)
 
 
