@@ -183,6 +183,8 @@ async def test_a_server_without_a_free_connection_costs_time_and_no_attempt(capl
         assert await our.each_order_has_one_effect()
         assert set(our.runs.values()) == {1}
         assert "job retried" not in caplog.messages
+        # It is an outage as any other.
+        assert not [said for said in caplog.messages if "broke off" in said or "failed, trying again" in said]
 
 
 async def test_jobs_pass_a_transaction_that_stays_open_and_its_own_are_found_when_it_commits() -> None:

@@ -185,3 +185,7 @@ async def test_commands_take_several_hosts_and_mask_the_password_before_them(pai
         refused = await Commands(only_replicas, pair.redis_url).run("status")
         assert refused.exit_code == 4
         assert "cannot reach PostgreSQL" in refused.output
+
+        replica = await Commands(pair.replica.database_url, pair.redis_url).run("status")
+        assert replica.exit_code == 1
+        assert "leads to a replica" in replica.output
