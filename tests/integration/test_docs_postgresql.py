@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,22 @@ import pytest
 from jobq.outbox.database import Database
 from tests.faults.proxy import proxy_before
 from tests.markdown import blocks, files
-from tests.postgres_pair import postgres_pair, socket_of
+from tests.postgres_pair import Pair, postgres_pair, socket_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "postgresql.md"
 ENGINE = files(PAGE)["shop/database.py"]
 ((_, COMMAND),) = blocks(PAGE, "sh")
 
 
+@pytest.fixture(scope="module")
+async def pair() -> AsyncIterator[Pair]:
+    async with postgres_pair() as pair:
+        yield pair
+
+
 @pytest.mark.parametrize("form", ["URL", "engine"])
-async def test_the_hosts_of_the_page_lead_to_the_primary(form: str) -> None:
-    async with (
-        postgres_pair() as pair,
-        proxy_before(socket_of(pair.replica)) as first,
-        proxy_before(socket_of(pair.primary)) as second,
-    ):
+async def test_the_hosts_of_the_page_lead_to_the_primary(pair: Pair, form: str) -> None:
+    async with proxy_before(socket_of(pair.replica)) as first, proxy_before(socket_of(pair.primary)) as second:
 
         def here(text: str) -> str:
             for number, proxy in enumerate((first, second), 1):
@@ -32,8 +35,7 @@ async def test_the_hosts_of_the_page_lead_to_the_primary(form: str) -> None:
             return text.replace("//shop@", "//postgres@").replace("/shop", "/postgres")
 
         if form == "URL":
-            _, _, given = shlex.split(COMMAND)[1].partition("=")
-            database = Database.of(here(given))
+            database = Database.of(here(shlex.split(COMMAND)[1].partition("=")[2]))
         else:
             module: dict[str, Any] = {}
             exec(here(ENGINE.replace("# shop/database.py", "")), module)
@@ -44,4 +46,3 @@ async def test_the_hosts_of_the_page_lead_to_the_primary(form: str) -> None:
         await database.engine.dispose()
 
     assert folder == str(pair.primary.postgres.data)
-    assert PAGE.name == "postgresql.md"
