@@ -65,6 +65,7 @@ async def _begin(
             continue
         if xid is None:
             raise AlreadyDone(f"job {job.id} is no longer this run's: completed, cancelled or rescheduled")
+        # Crash here, or in the block: the DELETE is rolled back with the session, and the job runs again.
         return session, transaction, xid
     raise AssertionError("unreachable")
 

@@ -159,6 +159,7 @@ class Context(Generic[S_co]):
             self._record(sessions, name, codec.encode(result)),
             patience_s=lambda: _PATIENCE_S if self.stopping else None,
         )
+        # Crash here: the result is kept, and the next run makes no call.
         if (cancelled := cancelled_again or cancelled) is not None:
             raise cancelled
         return kept

@@ -57,6 +57,7 @@ async def upgrade(engine: AsyncEngine, to: str = "head", *, schema: str = SCHEMA
         if position(found, schema) >= position(target, schema):
             return
         await _create_schema(connection, schema)
+        # Crash here, or in a revision: its lock ends with the session, and the tables are at one revision or another.
         await connection.run_sync(lambda bare: command.upgrade(config(schema, bare), target))
 
 

@@ -36,6 +36,7 @@ async def enqueue(tx: Transaction, intent: Intent, *, schema: str) -> Enqueued:
     driver = await require_transaction(tx)
     job_id = new_job_id()
     await _enqueue.on(tx, schema, **row(job_id, intent))
+    # Crash here, of the caller, or anywhere before its COMMIT: nothing exists.
     _still_in_transaction(driver)
     return Enqueued(job_id, created=True)
 

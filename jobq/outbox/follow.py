@@ -182,5 +182,6 @@ async def tidy(connection: asyncpg.Connection, schema: str, *, dead_kept_s: floa
         await _ask(_begin_tidy, connection, schema, lock=lock, longest=f"{round(1000 * ANSWER_TIMEOUT_S / 2)}ms")
         for statement in _tidy:
             gone += await _ask(statement, connection, schema, limit=limit)
+        # Crash here: nothing was deleted.
         gone += await _ask(_tidy_dead, connection, schema, kept_s=dead_kept_s, limit=limit)
     return len(gone)

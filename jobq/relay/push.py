@@ -154,6 +154,7 @@ class ReliablePush:
     async def _note_refusal(self, queue: str) -> None:
         """Redis lost its data, or another relay pushes: take what is there later, and have the walk repair it."""
         log.warning("redis lost data, rebuilding", extra={"fields": {"queue": queue}})
+        # Crash here: the next leader's walk looks everywhere, whether or not it hears of the loss.
         self._refused.add(queue)
         self._tokens[queue] = ADOPT_TOKEN
         self._unanswered.pop(queue, None)

@@ -128,6 +128,7 @@ class Leader:
             await self._push_beyond_limit(new.queue, new.priority, again)
 
     async def _push_due(self) -> None:
+        # Crash here, with what is due out of the heap: the next leader's walk finds it.
         for (queue, priority), entries in self._timers.take_due().items():
             await self._push_beyond_limit(queue, priority, entries)
         if self._timers.take_crowd():

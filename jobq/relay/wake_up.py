@@ -48,6 +48,7 @@ class WakeUp:
     async def fall_asleep(self) -> bool:
         """Try to take K. True: poll once more, and then sleep until `woken`."""
         self.is_asleep = self._can_hear and await follow.try_sleep(self._connection, self._schema)
+        # Crash here, or asleep: the locks end with the session, and the next leader's walk finds what has come.
         return self.is_asleep
 
     async def get_up(self) -> None:

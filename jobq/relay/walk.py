@@ -145,6 +145,7 @@ class Walk:
         if not missing:
             return
         still_there = await follow.reread(self._connection, self._schema, missing)
+        # Crash here, or anywhere in a walk: the next leader's begins at the start.
         entries = [f"{row.id.hex}:{row.generation}:{row.priority}" for row in still_there]
         sent = await self._push.push(queue, priority, entries, counter=self._counter(queue))
         if sent < len(entries) and self._repair is not None:

@@ -57,6 +57,7 @@ class Undertaker:
         async with self._app.database.sessions.begin() as session:
             found = await settle.bury(session, self._app.schema, [end])
             for dead in found:
+                # Crash here: what the hooks wrote is rolled back with the burial; whoever buries it then calls them.
                 await self._call_hooks(session, dead)
         # A hook that swallowed a failed statement, or rolled back, leaves a COMMIT that says nothing and does nothing.
         now = await settle.standings(connection, self._app.schema, [dead.id for dead in found])

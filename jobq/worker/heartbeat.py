@@ -130,6 +130,7 @@ class Heartbeat:
             owned=owned,
             put_back=[raw for raw in before.missing if raw in still_owned],
         )
+        # Crash here, or no answer: the counter has moved once more, and stands still from here on.
         if not now.registered and owned:
             log.warning("redis had lost this worker, told it again", extra={"fields": {"owned": len(owned)}})
         agreed = set(before.unknown)

@@ -171,6 +171,7 @@ class Settler:
         locked = set(holdings)
         try:
             async with self._line.open() as connection:
+                # Crash here: nothing of this buffer is written; its jobs are swept, and those that were done run again.
                 ended = await self._write(connection, completed, rescheduled, buried)
                 locked = await self._still_there(connection, [h for h in holdings if h.entry.id not in ended])
         except Exception as error:
@@ -227,6 +228,7 @@ class Settler:
                 self._in_hand = 0
                 if not is_moved:
                     self._moves[move] = holdings + self._moves[move]
+            # Crash here, or no answer: Redis has moved them, and moving them again changes nothing.
             for holding in holdings:
                 self._owned.drop(holding)
             self.redis_outage.end()

@@ -92,12 +92,14 @@ class Sweeper:
         """Take back what one worker held in one queue, if its counter is still `counter`."""
         found = map(Entry.parse, await self._broker.working(queue, worker))
         entries = [entry for entry in found if entry is not None]
+        # Crash here: nothing is counted; the next sweeper reads the same list.
         standings = {}
         if entries:
             async with self._line.open() as connection:
                 standings = await self._count_crashes(connection, worker, entries)
         # Crash here: the rows have new generations; the next sweep finds them so, and counts nothing twice.
         swept = await self._broker.sweep(queue, worker, counter, _verdicts(entries, standings))
+        # Crash here, or no answer: the entries are ready again, and the worker is forgotten.
         if swept is None:
             log.info("worker came back while being swept", extra={"fields": {"swept": worker}})
         else:
@@ -136,6 +138,7 @@ class Sweeper:
             await settle.end_backends(connection, self._schema, worker)
         await settle.crash(connection, self._schema, [entry.key for entry in entries])
         ids = [entry.id for entry in entries]
+        # Crash here: counted; whoever sweeps next finds the generations moved on, and the poison by its crashes.
         now = await settle.standings(connection, self._schema, ids)
         poison = [
             Burial(id_, row.generation, "poison", failed=False, error_type="Poison", error=_POISON_TEXT)

@@ -95,6 +95,7 @@ class Turns:
         can_fetch = self._may_fetch()
         holdings = await self._fetch()
         if holdings:
+            # Crash here, or before the first line of a run: swept, and counted like one that had started.
             jobs = await self._read(holdings)
             self._start(holdings, jobs)
         elif self._suspects and not self.runs and self._may_start:
@@ -299,6 +300,7 @@ class Turns:
 
     async def adopt(self, queue: str, raws: list[bytes]) -> None:
         """Take up entries in my working list that I never saw arrive."""
+        # Crash here: they are in the working list, and are swept.
         adopted = await self._own(queue, raws)
         if self._take_up(adopted):
             log.warning("adopted entries whose fetch had no answer", extra={"fields": {"count": len(adopted)}})

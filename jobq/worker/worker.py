@@ -238,6 +238,7 @@ class Worker:
         # Crash here, or no PostgreSQL: what still runs keeps its entry, and is swept; that counts as a crash.
         # Last of all: until here it vouched for what was not settled yet.
         self.heartbeat.stop()
+        # Crash here: all is written and acked; a sweeper forgets this worker, and counts nothing.
         if not len(self.owned):
             await self._deregister()
         left = max(len(self.owned), len(self.turns.runs))

@@ -60,6 +60,7 @@ class Line:
                 return
             except OSError:
                 heard = b""
+            # Crash here, of the supervisor: its processes hear the end of their lines, and stop by themselves.
             if not heard:
                 loop.remove_reader(self._line)
                 orphaned()
