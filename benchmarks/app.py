@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 
-from jobq import JobQ
+from jobq import Context, JobQ
 
 jobs = JobQ(database=os.environ.get("JOBQ_DATABASE_URL"), redis=os.environ.get("JOBQ_REDIS_URL"))
 
@@ -22,5 +22,14 @@ async def nothing(number: int, word: str) -> None:
 @jobs.task(queue="latency")
 async def note_start(number: int) -> None:
     """Note when the run started. Only of use in the process that reads `started_at`."""
+    started_at.append(time.perf_counter())
+    started.set()
+
+
+@jobs.task(queue="orphans")
+async def outlive(ctx: Context) -> None:
+    """Never end, unless a worker has died of this job; then note the start as `note_start` does."""
+    if ctx._job.crashes == 0:
+        await asyncio.Event().wait()
     started_at.append(time.perf_counter())
     started.set()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import redis.asyncio
 from sqlalchemy import text
@@ -27,6 +28,8 @@ from jobq.worker.worker import Worker
 
 from . import app
 
+T = TypeVar("T")
+
 WRITERS = 16
 TRANSACTIONS = 2_000
 LATENCY_SAMPLES = 200
@@ -41,7 +44,7 @@ class Stage:
     servers: embedded.Servers
     jobs: int
 
-    async def fresh(self, measure: Callable[[Stage], Awaitable[float]]) -> float:
+    async def fresh(self, measure: Callable[[Stage], Awaitable[T]]) -> T:
         """Run one measure over empty tables and an empty Redis."""
         application = self.application()
         await upgrade(application.database.engine)
@@ -111,7 +114,7 @@ async def enqueue_many(stage: Stage) -> float:
 async def relay(stage: Stage) -> float:
     """Entries a second that one relay brings into Redis from a table full of waiting jobs."""
     application = stage.application()
-    await _fill(application, stage.jobs)
+    await fill(application, stage.jobs)
     connection = await application.database.connect(schema="jobq", name="benchmark")
     async with redis.asyncio.Redis.from_url(stage.servers.redis_url) as client:
         broker = Broker(client, await application.database.database_id(connection, "jobq"))
@@ -129,7 +132,7 @@ async def relay(stage: Stage) -> float:
 async def drain(stage: Stage) -> float:
     """Jobs a second from the first completion on, until the outbox is empty: relay and worker as processes."""
     application = stage.application()
-    await _fill(application, stage.jobs)
+    await fill(application, stage.jobs)
     with stage.process("relay"), stage.process("worker", "benchmarks.app:jobs"):
         async with application.database.sessions() as session:
             await _until_left(session, stage.jobs - 1)
@@ -245,7 +248,7 @@ async def _insert_one(session: AsyncSession, number: int) -> None:
     await session.execute(_PLAIN, {"args": f'{{"number":{number},"word":"word"}}'})
 
 
-async def _fill(application: JobQ, count: int) -> None:
+async def fill(application: JobQ, count: int) -> None:
     for first in range(0, count, 10_000):
         async with application.database.sessions.begin() as session:
             numbers = range(first, min(first + 10_000, count))
