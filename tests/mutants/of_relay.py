@@ -94,33 +94,6 @@ OF_RELAY = (
         tests=("tests/integration/test_follow.py",),
     ),
     Mutation(
-        name="snapshot-kept",
-        breaks="A relay that connects again goes on from its last snapshot, as if the server were as it left it.",
-        edits=(
-            Edit(
-                _RELAY,
-                "        since, now = await follow.take_snapshot(connection, schema)\n",
-                "        since, now = await follow.take_snapshot(connection, schema)\n"
-                '        kept = getattr(cls, "_kept", None)\n'
-                "        since = kept or since\n",
-            ),
-            Edit(
-                _RELAY,
-                "        leader._backlog.mark_all()\n        return leader\n",
-                "        if kept is None:\n            leader._backlog.mark_all()\n        return leader\n",
-            ),
-            Edit(
-                _RELAY,
-                "        # The snapshot has moved on: from here",
-                "        type(self)._kept = self._since\n        # The snapshot has moved on: from here",
-            ),
-        ),
-        tests=(
-            "tests/faults/test_postgres_lost_commits.py"
-            "::test_what_is_committed_under_numbers_that_were_lost_runs_and_what_was_lost_does_not[by_crash]",
-        ),
-    ),
-    Mutation(
         name="sleep-without-a-later-poll",
         breaks="The relay sleeps as soon as it has K, and does not poll once more.",
         edits=(
@@ -201,6 +174,8 @@ OF_RELAY = (
             Edit(_RELAY, "_FULL_LIST_EVERY_S = 0.05\n", "_FULL_LIST_EVERY_S = 0.05\n_KEPT = {}\n"),
         ),
         tests=(
+            "tests/faults/test_postgres_lost_commits.py"
+            "::test_what_is_committed_under_numbers_that_were_lost_runs_and_what_was_lost_does_not[by_crash]",
             "tests/integration/test_relay.py::test_what_a_relay_has_read_and_not_pushed_is_brought_by_the_next_one",
         ),
     ),
