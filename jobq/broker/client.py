@@ -10,16 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import Any, TypeAlias
-from urllib.parse import parse_qs, urlsplit
 
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, NoPermissionError, OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import (
+    BusyLoadingError,
+    MasterDownError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.retry import Retry
 
-from ..errors import ConfigurationError
+from . import sentinel
+from .url import read
 
 __all__ = [
     "TROUBLE",
@@ -37,11 +44,14 @@ AsyncClient: TypeAlias = Any
 
 log = logging.getLogger(__name__)
 
+_DEMOTED = (ReadOnlyError, MasterDownError)
+"""What a server says that has become a replica."""
+
 UNAVAILABLE: tuple[type[Exception], ...] = (
     redis.ConnectionError,
     redis.TimeoutError,
     BusyLoadingError,
-    ReadOnlyError,
+    *_DEMOTED,
     OSError,
     asyncio.TimeoutError,
 )
@@ -53,36 +63,59 @@ TROUBLE: tuple[type[Exception], ...] = (*UNAVAILABLE, ResponseError)
 CALL_TIMEOUT_S = 5.0
 """Longest wait for one reply; then the connection is dropped and the outcome is unknown."""
 SYNC_TIMEOUT_S = 3.0
-_SCHEMES = ("redis", "rediss", "unix")
-_REFUSED = {
-    "protocol": "it changes the shape of replies",
-    "decode_responses": "replies are bytes",
-    "socket_timeout": "jobq has its own deadlines",
-}
+
+
+class _Client(redis.asyncio.Redis):
+    """A client that leaves a server which takes no writes any more."""
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except _DEMOTED:
+            # Its idle connections lead to the same server; a new one leads to where the URL leads now.
+            await self.connection_pool.disconnect(inuse_connections=False)
+            raise
+
+
+class _SyncClient(redis.Redis):
+    """The same for the heartbeat's thread."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except _DEMOTED:
+            self.connection_pool.disconnect(inuse_connections=False)
+            raise
 
 
 def connect(url: str) -> AsyncClient:
     """Make a client for one process. Opens nothing yet. Raises ConfigurationError for a bad URL."""
-    return redis.asyncio.Redis.from_url(
-        _checked(url),
-        retry=AsyncRetry(NoBackoff(), 0),
-        socket_timeout=None,
-        socket_connect_timeout=None,
-        encoding_errors="surrogateescape",
+    at = read(url)
+    shared = {
+        "retry": AsyncRetry(NoBackoff(), 0),
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+        "encoding_errors": "surrogateescape",
         **_quiet_maintenance(),
-    )
+    }
+    if at.kind == "sentinel":
+        return _Client.from_pool(sentinel.async_pool(at, shared))
+    return _Client.from_url(url, **shared)
 
 
 def connect_sync(url: str) -> redis.Redis:
     """Make the heartbeat thread's client: one connection, SYNC_TIMEOUT_S for each call."""
-    return redis.Redis.from_url(
-        _checked(url),
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=SYNC_TIMEOUT_S,
-        socket_connect_timeout=SYNC_TIMEOUT_S,
-        encoding_errors="surrogateescape",
+    at = read(url)
+    shared = {
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": SYNC_TIMEOUT_S,
+        "socket_connect_timeout": SYNC_TIMEOUT_S,
+        "encoding_errors": "surrogateescape",
         **_quiet_maintenance(),
-    )
+    }
+    if at.kind == "sentinel":
+        return _SyncClient.from_pool(sentinel.pool(at, shared))
+    return _SyncClient.from_url(url, **shared)
 
 
 async def check_server(client: AsyncClient) -> dict[str, Any]:
@@ -114,15 +147,6 @@ async def check_server(client: AsyncClient) -> dict[str, Any]:
         "maxmemory_policy": policy,
         "aof_enabled": bool(info.get("aof_enabled", 0)),
     }
-
-
-def _checked(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in _SCHEMES:
-        raise ConfigurationError(f"the Redis URL must begin with redis://, rediss:// or unix://, not {parts.scheme}://")
-    for name in _REFUSED.keys() & parse_qs(parts.query, keep_blank_values=True).keys():
-        raise ConfigurationError(f"take `{name}` out of the Redis URL: {_REFUSED[name]}")
-    return url
 
 
 def _quiet_maintenance() -> dict[str, Any]:

@@ -30,7 +30,7 @@ from ..embedded.server import Server
 from ..errors import ConfigurationError
 from .demo import end_in_order
 from .failures import POSTGRESQL, REDIS, ExitCode, Failure
-from .options import Url, app_argument, logging_options, mask, names_database, split_spec
+from .options import REDIS_SCHEMES, Url, app_argument, logging_options, mask, names_database, split_spec
 from .processes.children import environment
 from .processes.reload import Session
 
@@ -62,7 +62,7 @@ _NO_PRIVATE_SERVERS = "Or give --postgres and --redis, to use servers of your ow
 @click.option(
     "--redis",
     "redis_url",
-    type=Url(REDIS, "redis", "rediss", "unix"),
+    type=Url(REDIS, *REDIS_SCHEMES),
     metavar="URL",
     help="Use this Redis, and start none.",
 )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..app import JobQ
 
 __all__ = [
+    "REDIS_SCHEMES",
     "SIZE",
     "Url",
     "app_argument",
@@ -111,6 +112,8 @@ class _Size(click.ParamType):  # type: ignore[type-arg]  # before click 8.4 it t
 
 SIZE = _Size()
 
+REDIS_SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
+
 app_argument = click.argument("app", required=False, envvar="JOBQ_APP", default=from_pyproject("app"))
 app_option = click.option(
     "--app",
@@ -130,7 +133,7 @@ database_url_option = click.option(
 )
 redis_url_option = click.option(
     "--redis-url",
-    type=Url(REDIS, "redis", "rediss", "unix"),
+    type=Url(REDIS, *REDIS_SCHEMES),
     envvar="JOBQ_REDIS_URL",
     show_envvar=True,
     default=from_pyproject("redis_url"),

@@ -1,0 +1,90 @@
+"""Redis URLs: what each form says, and what is refused with a sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobq.broker.client import connect, connect_sync
+from jobq.broker.url import read
+from jobq.cli.masking import mask
+from jobq.cli.options import REDIS_SCHEMES
+from jobq.errors import ConfigurationError
+
+
+def test_a_sentinel_url_names_the_sentinels_the_service_and_the_database() -> None:
+    at = read("redis+sentinel://jobq:p%40ss@one:1,two,[::1]:3/main/4?client_name=x")
+
+    assert (at.kind, at.service) == ("sentinel", "main")
+    assert at.hosts == (("one", 1), ("two", 26379), ("::1", 3))
+    assert at.options == {"db": 4, "username": "jobq", "password": "p@ss", "client_name": "x"}
+    assert at.sentinel_options == {}
+
+
+def test_a_sentinel_url_has_a_login_of_its_own_for_the_sentinels() -> None:
+    at = read("rediss+sentinel://:secret@one/main?sentinel_username=watcher&sentinel_password=p%26w&ssl_ca_certs=/ca")
+
+    assert at.options == {"db": 0, "password": "secret", "ssl": True, "ssl_ca_certs": "/ca"}
+    assert at.sentinel_options == {"username": "watcher", "password": "p&w", "ssl": True, "ssl_ca_certs": "/ca"}
+
+
+@pytest.mark.parametrize("end", ["", "/", "/0", "?db=0"])
+def test_a_cluster_url_names_nodes_and_nothing_after_them(end: str) -> None:
+    at = read(f"rediss+cluster://jobq:secret@one:7000,two{end}")
+
+    assert (at.kind, at.service) == ("cluster", "")
+    assert at.hosts == (("one", 7000), ("two", 6379))
+    assert at.options == {"username": "jobq", "password": "secret", "ssl": True}
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("redis+sentinel://one:26379", "names no service"),
+        ("redis+sentinel://one:26379/", "names no service"),
+        ("redis+sentinel://one/main/zero", "must be a number, not 'zero'"),
+        ("redis+sentinel:///main", "names no host"),
+        ("redis+sentinel://one,,two/main", "a comma too many"),
+        ("redis+sentinel://one:port/main", "'one:port' is not host:port"),
+        ("redis+sentinel://one/main?protocol=2", "`protocol`"),
+        ("redis+sentinel://one/main?socket_timeout=1", "`socket_timeout`"),
+        ("redis+sentinel://one/main?sentinel_pasword=x", "`sentinel_pasword`"),
+        ("redis+sentinel://one/main?health_check_interval=often", "health_check_interval"),
+        ("redis+cluster://one/1", "no databases but 0"),
+        ("redis+cluster://one?db=1", "no databases but 0"),
+        ("redis+cluster://one/main", "no databases but 0, and no service"),
+        ("redis+cluster://one?sentinel_password=x", "has no Sentinels"),
+        ("redis+cluster://one?decode_responses=1", "`decode_responses`"),
+        ("sentinel://one/main", "redis+sentinel://"),
+    ],
+)
+def test_a_url_that_cannot_be_meant_is_refused_and_its_secrets_are_not_shown(url: str, says: str) -> None:
+    for make in (connect, connect_sync):
+        with pytest.raises(ConfigurationError) as caught:
+            make(url.replace("://", "://user:hunter2@"))
+        assert says in str(caught.value)
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis+sentinel://u:pw@one:1,two:2/main", "redis+sentinel://u:***@one:1,two:2/main"),
+        (
+            "redis+sentinel://one:1,two:2/main?sentinel_password=pw",
+            "redis+sentinel://one:1,two:2/main?sentinel_password=***",
+        ),
+        ("rediss+cluster://:p@w@one:1,two:2", "rediss+cluster://:***@one:1,two:2"),
+        ("redis+cluster://one:1,two:2", "redis+cluster://one:1,two:2"),
+    ],
+)
+def test_the_secrets_of_every_form_are_masked(url: str, shown: str) -> None:
+    assert mask(url) == shown
+    assert "pw" not in repr(read(url.replace("p@w", "pw")))
+
+
+def test_the_command_line_takes_every_form_and_no_other() -> None:
+    for scheme in REDIS_SCHEMES:
+        read(f"{scheme}://one{'/main' if 'sentinel' in scheme else ''}")
+    with pytest.raises(ConfigurationError) as caught:
+        read("redis+proxy://one")
+    assert all(f"{scheme}://" in str(caught.value) for scheme in REDIS_SCHEMES)
