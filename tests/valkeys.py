@@ -70,6 +70,12 @@ class Node(Valkey):
         with self.client() as client:
             return client.execute_command(*command)
 
+    def raw(self, *command: object) -> Any:
+        """The same, as the server says it."""
+        with self.client() as client:
+            client.response_callbacks.clear()
+            return client.execute_command(*command)
+
     def pause(self) -> None:
         """SIGSTOP."""
         self._send(signal.SIGSTOP)
@@ -82,10 +88,20 @@ class Node(Valkey):
 
 
 class ClusterNode(Node):
-    """A node of a cluster, whose bus has a free port too."""
+    """A node of a cluster, whose bus has a port too."""
+
+    bus = 0
+
+    def begin(self) -> None:
+        self.bus = _free_port()
+        super().begin()
+
+    @property
+    def id(self) -> str:
+        return str(self.ask("CLUSTER", "MYID"))
 
     def _command(self, config: dict[str, str]) -> list[str]:
-        bus = {"cluster-enabled": "yes", "cluster-port": str(_free_port()), "cluster-node-timeout": "1000"}
+        bus = {"cluster-enabled": "yes", "cluster-port": str(self.bus), "cluster-node-timeout": "1000"}
         return super()._command({**bus, **config})
 
 
@@ -177,6 +193,40 @@ class Watched:
         self.master.ask("CLIENT", "KILL", "TYPE", "replica")
 
 
+class Cluster:
+    """Nodes that share the slots evenly, without replicas."""
+
+    def __init__(self, nodes: tuple[ClusterNode, ...]):
+        self.nodes = nodes
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes)
+
+    def owner(self, slot: int) -> ClusterNode:
+        """Which node has a slot, as the nodes say it."""
+        for first, last, (_, port, *_), *_ in self.nodes[0].raw("CLUSTER", "SLOTS"):
+            if first <= slot <= last:
+                return next(node for node in self.nodes if node.port == port)
+        raise AssertionError(f"nobody has slot {slot}")
+
+    def is_whole(self) -> bool:
+        """Whether every node sees all others and all slots served."""
+        try:
+            told = [str(node.ask("CLUSTER INFO")) for node in self.nodes]
+        except redis.RedisError:
+            return False
+        return all("cluster_state': 'ok'" in one and f"known_nodes': '{len(self.nodes)}'" in one for one in told)
+
+    def keys(self) -> list[str]:
+        """The names of all keys of all nodes."""
+        return [name for node in self.nodes for name in node.ask("KEYS", "*")]
+
+    def flush(self) -> None:
+        for node in self.nodes:
+            node.ask("FLUSHALL")
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -198,3 +248,18 @@ def watched() -> Iterator[Watched]:
         stack.callback(sentinel.kill)
         sentinel.watch(nodes[0])
         yield Watched(nodes, sentinel)
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Run three nodes. They are whole a moment later."""
+    with Home.open() as home, ExitStack() as stack:
+        nodes = tuple(ClusterNode(home, name, {}) for name in "abc")
+        for node in nodes:
+            stack.callback(node.kill)
+            node.begin()
+        share = 16384 // len(nodes) + 1
+        for index, node in enumerate(nodes):
+            node.ask("CLUSTER", "ADDSLOTSRANGE", index * share, min((index + 1) * share, 16384) - 1)
+            nodes[0].ask("CLUSTER", "MEET", *node.address, node.bus)
+        yield Cluster(nodes)

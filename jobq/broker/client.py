@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import redis
@@ -16,16 +17,20 @@ import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
+    AskError,
     BusyLoadingError,
+    ClusterDownError,
     MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
+    TryAgainError,
 )
 from redis.retry import Retry
 
 from . import sentinel
+from .cluster import AsyncCluster, Cluster
 from .url import read
 
 __all__ = [
@@ -52,6 +57,9 @@ UNAVAILABLE: tuple[type[Exception], ...] = (
     redis.TimeoutError,
     BusyLoadingError,
     *_DEMOTED,
+    ClusterDownError,
+    TryAgainError,  # a slot on the move, with some of a queue's keys here and some there
+    AskError,
     OSError,
     asyncio.TimeoutError,
 )
@@ -75,6 +83,11 @@ class _Client(redis.asyncio.Redis):
             # Its idle connections lead to the same server; a new one leads to where the URL leads now.
             await self.connection_pool.disconnect(inuse_connections=False)
             raise
+
+    async def taken(self, lists: Sequence[str], *, within_s: float) -> set[str]:
+        """Take an element of one list, as BLPOP does. Returns the list that lost one."""
+        popped: Any = await self.blpop(list(lists), timeout=within_s)
+        return set() if popped is None else {popped[0].decode()}
 
 
 class _SyncClient(redis.Redis):
@@ -100,6 +113,8 @@ def connect(url: str) -> AsyncClient:
     }
     if at.kind == "sentinel":
         return _Client.from_pool(sentinel.async_pool(at, shared))
+    if at.kind == "cluster":
+        return AsyncCluster(at, _Client, shared)
     return _Client.from_url(url, **shared)
 
 
@@ -115,6 +130,8 @@ def connect_sync(url: str) -> redis.Redis:
     }
     if at.kind == "sentinel":
         return _SyncClient.from_pool(sentinel.pool(at, shared))
+    if at.kind == "cluster":
+        return Cluster(at, _SyncClient, shared)
     return _SyncClient.from_url(url, **shared)
 
 

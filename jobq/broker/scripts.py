@@ -220,6 +220,12 @@ class Broker:
             token: bytes | None = await self.client.get(self.keys(queue).relay)
         return token
 
+    async def listen(self, queues: Iterable[str], wait_s: float) -> set[str]:
+        """Wait for the bell of one queue. Returns the queues whose bell was taken, or may have been."""
+        bells = {self.keys(queue).bell: queue for queue in queues}
+        taken: set[str] = await self.client.taken(list(bells), within_s=wait_s)
+        return {bells[bell] for bell in taken}
+
     async def announce(self, queues: Iterable[str]) -> None:
         """Add queue names to the hint that sweepers and `status` read."""
         names = list(queues)

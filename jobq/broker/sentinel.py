@@ -108,7 +108,7 @@ def async_pool(at: RedisUrl, shared: dict[str, Any]) -> AsyncPool:
     encrypted = options.pop("ssl", False)
     kind = AsyncMasterSSLConnection if encrypted else AsyncMasterConnection
     sentinels = AsyncSentinels(at, shared)
-    return AsyncPool(at.service, sentinels, connection_class=kind, **options)
+    return AsyncPool(at.service, sentinels, connection_class=kind, **options)  # type: ignore[no-untyped-call]
 
 
 def pool(at: RedisUrl, shared: dict[str, Any]) -> SentinelConnectionPool:

@@ -19,8 +19,8 @@ class Bells:
     """The bells of one worker."""
 
     def __init__(self, broker: Broker, settings: WorkerSettings, orders: Orders):
-        self._client = broker.client
-        self._queues = {broker.keys(queue).bell.encode(): queue for queue in settings.queues}
+        self._broker = broker
+        self._queues = settings.queues
         self._orders = orders
         self.heard: set[str] = set()
         """Queues whose bell this worker took and that it has not asked since."""
@@ -30,15 +30,14 @@ class Bells:
         if self._orders.woken.is_set():
             self._orders.woken.clear()
             return
-        ring = asyncio.ensure_future(self._client.blpop(list(self._queues), timeout=_BELL_S))
+        ring = asyncio.ensure_future(self._broker.listen(self._queues, _BELL_S))
         woken = asyncio.ensure_future(self._orders.woken.wait())
         # Interrupted, it may have taken any bell without telling.
-        self.heard = set(self._queues.values())
+        self.heard = set(self._queues)
         try:
             await asyncio.wait({ring, woken}, timeout=_BELL_S + 2, return_when=asyncio.FIRST_COMPLETED)
             if ring.done():
-                rung = ring.result()
-                self.heard = {self._queues[rung[0]]} if rung is not None else set()
+                self.heard = ring.result()
         finally:
             await _cancelled(ring, woken)
 
