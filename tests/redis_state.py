@@ -39,18 +39,18 @@ async def open_broker(url: str) -> AsyncIterator[Broker]:
         await client.aclose()
 
 
-async def seed(broker: Broker, keys: Mapping[str, Value]) -> None:
+async def seed(broker: Broker, keys: Mapping[str, Value], *, base: str = BASE) -> None:
     """Write keys as they are to be, whatever stood there."""
     for name, value in keys.items():
-        await broker.client.delete(BASE + name)
+        await broker.client.delete(base + name)
         if isinstance(value, list):
-            await broker.client.rpush(BASE + name, *value)
+            await broker.client.rpush(base + name, *value)
         elif isinstance(value, dict):
-            await broker.client.hset(BASE + name, mapping=value)
+            await broker.client.hset(base + name, mapping=value)
         elif isinstance(value, set):
-            await broker.client.sadd(BASE + name, *value)
+            await broker.client.sadd(base + name, *value)
         else:
-            await broker.client.set(BASE + name, value)
+            await broker.client.set(base + name, value)
 
 
 async def everything(broker: Broker) -> dict[str, Value]:

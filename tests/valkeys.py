@@ -251,10 +251,10 @@ def watched() -> Iterator[Watched]:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Run three nodes. They are whole a moment later."""
+def cluster(nodes_wanted: int = 3) -> Iterator[Cluster]:
+    """Run some nodes. They are whole a moment later."""
     with Home.open() as home, ExitStack() as stack:
-        nodes = tuple(ClusterNode(home, name, {}) for name in "abc")
+        nodes = tuple(ClusterNode(home, name, {}) for name in "abc"[:nodes_wanted])
         for node in nodes:
             stack.callback(node.kill)
             node.begin()

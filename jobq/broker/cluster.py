@@ -20,7 +20,6 @@ from redis.exceptions import AskError, ClusterDownError, MovedError
 from .url import Host, RedisUrl
 
 _REDIRECTIONS = 5
-_WITHOUT_KEY = frozenset({"PING", "INFO", "TIME", "CLUSTER INFO", "CLUSTER SLOTS"})
 _SCRIPTS = frozenset({"EVAL", "EVALSHA"})
 
 
@@ -68,7 +67,7 @@ class _Way:
                 self._nodes.learn(error.slot_id, self.host)
             return True
         has_answered = isinstance(error, redis.ResponseError) and not isinstance(error, (ClusterDownError, AskError))
-        # A deadline that passed is a silent node, which would be asked for ever; who waits for a bell may be called off.
+        # A deadline that passed is a silent node; but whoever waits for a bell may be called off.
         if not has_answered and not (self._is_bell and isinstance(error, asyncio.CancelledError)):
             self._nodes.forget(self.host)
         return False
@@ -199,8 +198,7 @@ def _answer(replies: Sequence[Any]) -> Any:
 
 def _slot(command: Sequence[Any]) -> int | None:
     """The slot of a command's first key; jobq's commands have all their keys in one."""
-    name = str(command[0]).upper()
-    if name in _WITHOUT_KEY:
+    if len(command) == 1:  # INFO, TIME: whichever node answers
         return None
-    key = command[3 if name in _SCRIPTS else 1]
+    key = command[3 if command[0] in _SCRIPTS else 1]
     return key_slot(key if isinstance(key, bytes) else str(key).encode("utf-8", "surrogateescape"))

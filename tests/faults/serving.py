@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import UUID
 
@@ -23,13 +23,16 @@ from tests.waiting import until
 BEAT_S = 0.2
 LEASE_S = 30.0
 """No worker dies in these tests, so that none may be swept."""
+_KEPT = ("relay", "stats", "queues", "beats", "workers", "bell")
+"""Keys of a queue that has workers and nothing to do."""
 
 
 class Serving:
     """What the jobs did so far, and how to give them more."""
 
-    def __init__(self, bench: Bench):
+    def __init__(self, bench: Bench, keys: Callable[[], Awaitable[list[str]]]):
         self.bench = bench
+        self._keys = keys
         self.jobs: list[UUID] = []
         self.starts: Counter[UUID] = Counter()
         self.started_again: list[UUID] = []
@@ -94,28 +97,32 @@ class Serving:
             raise AssertionError(f"{error}: {await self._left()}") from None
         assert self.started_again == []
 
-    async def _left(self) -> list[bytes]:
-        """Keys that hold something of jobs; a server answers for its own keys only."""
+    async def _left(self) -> list[str]:
+        """Keys that hold something of jobs, and rows."""
         rows = await self.bench.db.fetchval("SELECT count(*) FROM jobq.outbox")
-        names = [b"outbox"] * rows
-        for name in await all_keys(self.bench):
-            if name.rpartition(b":")[2] not in (b"relay", b"stats", b"queues", b"beats", b"workers", b"bell"):
-                names.append(name)
-        return names
-
-
-async def all_keys(bench: Bench) -> list[bytes]:
-    names: list[bytes] = await bench.redis.keys("*")
-    return names
+        names = [name for name in await self._keys() if name.rpartition(":")[2] not in _KEPT]
+        return names + ["a row"] * rows
 
 
 @asynccontextmanager
 async def serving(
-    database_url: str, redis_url: str, *, queues: tuple[str, ...] = ("default",), workers: int = 2, concurrency: int = 5
+    database_url: str,
+    redis_url: str,
+    *,
+    queues: tuple[str, ...] = ("default",),
+    workers: int = 2,
+    concurrency: int = 5,
+    keys: Callable[[], list[str]] | None = None,
 ) -> AsyncIterator[Serving]:
-    """Run a relay and workers; they stop in order at the end."""
+    """Run a relay and workers; they stop in order at the end. `keys` lists those of all nodes of a cluster."""
     async with Bench.open(database_url, redis_url) as bench, AsyncExitStack() as stack:
-        served = Serving(bench)
+
+        async def all_keys() -> list[str]:
+            if keys is not None:
+                return await asyncio.to_thread(keys)
+            return [name.decode("utf-8", "surrogateescape") for name in await bench.redis.keys("*")]
+
+        served = Serving(bench, all_keys)
         stopping = asyncio.Event()
         settings = RelaySettings(beat=BEAT_S, scrub_every=2.0)
         relay = asyncio.create_task(Relay(bench.app.database, redis_url, bench.app.schema, settings).run(stopping))

@@ -175,8 +175,7 @@ async def _beat(client: object, broker: Broker) -> object:
 async def test_the_hint_of_queue_names_is_removed_if_it_is_no_set(broker: Broker, wrong: Value) -> None:
     name = f"jobq:1:{DATABASE_ID.hex[:8]}:queues"
     for call in (broker.queues, lambda: broker.announce([QUEUE])):
-        await seed(broker, {"away": wrong})
-        await broker.client.rename(broker.keys(QUEUE).base + "away", name)
+        await seed(broker, {name: wrong}, base="")
 
         with pytest.raises(ResponseError):
             await call()

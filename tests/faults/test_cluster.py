@@ -1,0 +1,188 @@
+"""A cluster: slots move under load, a node comes back empty, strangers write into every key, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+import redis
+from redis.crc import key_slot
+
+from jobq.broker.client import connect, connect_sync
+from jobq.broker.keys import Keys, queue_names
+from tests.faults.serving import serving
+from tests.valkeys import Cluster, ClusterNode, cluster
+from tests.waiting import until
+
+QUEUES = ("alpha", "delta", "beta")
+"""One on each node, before one is moved."""
+
+
+def slot_of(queue: str) -> int:
+    return int(key_slot(queue.encode()))
+
+
+@pytest.fixture(scope="module")
+def started_nodes() -> Iterator[Cluster]:
+    with cluster() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def nodes(started_nodes: Cluster) -> Cluster:
+    """Whole and empty."""
+    await until(lambda: asyncio.to_thread(started_nodes.is_whole), "the nodes know each other and all slots")
+    started_nodes.flush()
+    return started_nodes
+
+
+def owner(nodes: Cluster, queue: str) -> ClusterNode:
+    return nodes.owner(slot_of(queue))
+
+
+async def test_the_queues_of_these_tests_are_on_three_nodes(nodes: Cluster) -> None:
+    share = 16384 // len(nodes.nodes) + 1
+    assert {slot_of(queue) // share for queue in QUEUES} == {0, 1, 2}
+
+
+# --- a slot on the move
+
+
+@contextmanager
+def slot_on_the_move(nodes: Cluster, queue: str, to: ClusterNode) -> Iterator[ClusterNode]:
+    """Begin to move a queue's slot, and end it after the block, when `move_keys` has moved them all."""
+    slot, source = slot_of(queue), owner(nodes, queue)
+    to.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+    source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", to.id)
+    yield source
+    move_keys(source, queue, to, 1000)
+    for node in (to, source, *nodes.nodes):
+        node.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+
+
+def move_keys(source: ClusterNode, queue: str, to: ClusterNode, count: int) -> int:
+    """Move some keys of a queue, one by one. Returns how many."""
+    names = source.ask("CLUSTER", "GETKEYSINSLOT", slot_of(queue), count)
+    for name in names:
+        source.ask("MIGRATE", *to.address, name, 0, 5000, "REPLACE")
+    return len(names)
+
+
+def errors(nodes: Cluster, kind: str) -> int:
+    """How often the nodes have answered so."""
+    told = [node.ask("INFO", "errorstats").get(f"errorstat_{kind}", {"count": 0}) for node in nodes.nodes]
+    return sum(int(one["count"]) for one in told)
+
+
+async def test_a_slot_that_moves_under_load_loses_nothing_and_nothing_is_removed(
+    nodes: Cluster, shared_database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    queue = QUEUES[0]
+    to = next(node for node in nodes.nodes if node is not owner(nodes, queue))
+    async with serving(shared_database_url, nodes.url, queues=QUEUES, keys=nodes.keys) as served:
+        running = await served.enqueue(5, queue=queue, gate="moved")
+        for name in QUEUES:
+            await served.enqueue(50, queue=name)
+        await served.have_started(running, 5)
+        before = {kind: errors(nodes, kind) for kind in ("TRYAGAIN", "MOVED", "ASK")}
+        with slot_on_the_move(nodes, queue, to) as source:
+            for _ in range(3):
+                assert move_keys(source, queue, to, 1)
+                refused = errors(nodes, "TRYAGAIN")
+                await served.enqueue(10, queue=queue)
+                await until(lambda: errors(nodes, "TRYAGAIN") > refused + 5, "scripts met keys on both nodes")  # noqa: B023
+        served.open("moved")
+        for name in QUEUES:
+            await served.enqueue(10, queue=name)
+        await served.assert_nothing_lost()
+
+        assert owner(nodes, queue) is to
+        assert errors(nodes, "MOVED") > before["MOVED"]
+        assert not any(name.startswith("jobq:1:") and f"{{{queue}}}" in name for name in source.ask("KEYS", "*"))
+        stats = [await served.bench.stats(name) for name in QUEUES]
+    assert all("mended" not in found and "losses" not in found for found in stats)
+    assert set(served.starts.values()) == {1}
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_command_is_sent_on_to_where_its_slot_is_moving(nodes: Cluster) -> None:
+    name, to = "{beta}a", next(node for node in nodes.nodes if node is not owner(nodes, "beta"))
+    client, sync_client = connect(nodes.url), connect_sync(nodes.url)
+    asked = errors(nodes, "ASK")
+    with slot_on_the_move(nodes, "beta", to):
+        assert await client.set(name, "1")
+        assert await asyncio.to_thread(sync_client.get, name) == b"1"
+        assert await client.eval("#!lua\nreturn redis.call('GET', KEYS[1])", 1, name) == b"1"
+        with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+            await client.llen(name)
+        assert to.raw("KEYS", name) == [name]
+    assert errors(nodes, "ASK") > asked + 3
+    assert await client.get(name) == await asyncio.to_thread(sync_client.get, name) == b"1"
+    await client.aclose()
+    sync_client.close()
+
+
+# --- a node dies
+
+
+async def test_a_node_that_is_killed_and_comes_back_empty_loses_nothing(
+    nodes: Cluster, shared_database_url: str
+) -> None:
+    async with serving(shared_database_url, nodes.url, queues=QUEUES, concurrency=10, keys=nodes.keys) as served:
+        running = [job for name in QUEUES for job in await served.enqueue(5, queue=name, gate="back")]
+        await served.have_started(running, 15)
+        victim = owner(nodes, QUEUES[2])
+
+        victim.kill()
+        for name in QUEUES:
+            await served.enqueue(20, queue=name)
+        victim.start()
+        served.open("back")
+        await served.assert_nothing_lost()
+
+
+# --- strangers
+
+
+def stranger_writes(redis_url: str, keys: Keys, workers: list[str], how: str) -> None:
+    """Write into every key of a queue, and into the one beside the queues."""
+    types = {keys.relay: "string", keys.known: "hash", keys.beats: "hash", keys.workers: "hash", keys.stats: "hash"}
+    lists = [keys.bell, *keys.ready, *map(keys.working, workers), keys.parked("book"), keys.parked("nobody's")]
+    types |= dict.fromkeys(lists, "list") | {queue_names(keys.database_id): "set"}
+    value = {"another type": b"junk", "garbage": b"\xff\xfe:\x00", "huge": b"9" * 1_000_000}[how]
+    writes = {"string": "set", "hash": "hset", "list": "rpush", "set": "sadd"}
+    with connect_sync(redis_url) as client:
+        for name, kind in types.items():
+            if how == "another type":
+                kind = "set" if kind == "string" else "string"
+                client.delete(name)
+            values = [value] * (2 if kind == "hash" else 1)
+            with suppress(redis.ResponseError):  # in the same moment it got its own type back, or still has another
+                getattr(client, writes[kind])(name, *values)
+
+
+async def test_what_strangers_write_into_every_key_loses_nothing(nodes: Cluster, shared_database_url: str) -> None:
+    async with serving(shared_database_url, nodes.url, queues=QUEUES, keys=nodes.keys) as served:
+        broker = served.bench.broker
+        for how in ("another type", "garbage", "huge"):
+            running = [job for name in QUEUES for job in await served.enqueue(2, queue=name, gate=how)]
+            await served.have_started(running, 6)
+            workers = [name for name in await broker.beats(QUEUES[0]) if name.startswith("w-")]
+            for name in QUEUES:
+                await served.enqueue(10, queue=name, gate=how)
+                await asyncio.to_thread(stranger_writes, nodes.url, broker.keys(name), workers, how)
+            served.open(how)
+            for name in QUEUES:
+                await served.enqueue(10, queue=name)
+            await served.are_done()
+        with connect_sync(nodes.url) as client:
+            for name in QUEUES:
+                # What no script ever looks at again: their own names, at which no job can be.
+                keys = broker.keys(name)
+                client.delete(keys.parked("nobody's"))
+                client.hdel(keys.known, b"\xff\xfe:\x00", b"9" * 1_000_000)
+        await served.assert_nothing_lost()
