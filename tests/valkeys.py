@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from jobq.embedded.account import Account
 from jobq.embedded.directory import RunDirectory, make_directory
@@ -63,7 +65,7 @@ class Node(Valkey):
                 break
 
     def client(self) -> redis.Redis:
-        return redis.Redis(host="127.0.0.1", port=self.port, decode_responses=True)
+        return redis.Redis(host="127.0.0.1", port=self.port, decode_responses=True, retry=Retry(NoBackoff(), 0))
 
     def ask(self, *command: object) -> Any:
         """Say one command to it, and return the reply."""

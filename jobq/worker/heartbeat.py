@@ -48,7 +48,7 @@ class Heartbeat:
         lose: Callable[[str, list[bytes]], None],
     ):
         self._client = connect_sync(redis_url)
-        self._keys = keys
+        self._keys = list(keys)
         self._worker = worker
         self._owned = owned
         self._settings = settings
@@ -89,12 +89,15 @@ class Heartbeat:
     def step(self) -> None:
         """Beat once for each queue."""
         sent_at = time.monotonic()
-        try:
-            for keys in self._keys:
+        for keys in list(self._keys):
+            try:
                 self._beat(keys)
-        except BaseException:
-            self._forget()
-            raise
+            except BaseException:
+                self._forget()
+                # Last from now on: in a cluster the node of one queue may be away, and the others keep their leases.
+                self._keys.remove(keys)
+                self._keys.append(keys)
+                raise
         self.acked_at = sent_at
         self.outage.end()
 

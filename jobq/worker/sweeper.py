@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 
@@ -56,7 +57,9 @@ class Sweeper:
         *,
         queues: tuple[str, ...],
         lease_s: float,
+        has_beaten: Callable[[], bool],
     ):
+        """`has_beaten`: whether Redis has taken this process's own beat lately."""
         self._line = line
         self._broker = broker
         self._schema = schema
@@ -64,12 +67,17 @@ class Sweeper:
         self._undertaker = undertaker
         self._queues = queues
         self._lease_s = lease_s
+        self._has_beaten = has_beaten
         self._watches: dict[tuple[str, str], _Watch] = {}
         self._looked_at = float("-inf")
         self._outage = Outage("redis", "sweeper")
 
     async def step(self) -> list[str]:
         """Look once at every counter, and sweep the workers that are dead. Returns their names."""
+        if not self._has_beaten():
+            # Nor can the others beat where Redis takes no writes: nobody stood still of its own accord (MUST).
+            self._watches.clear()
+            return []
         try:
             dead = await self._look()
         except TROUBLE as error:

@@ -128,6 +128,7 @@ class Worker:
             undertaker,
             queues=settings.queues,
             lease_s=settings.lease,
+            has_beaten=lambda: self.heartbeat.may_start,
         )
         self.turns = Turns(
             app,

@@ -11,8 +11,10 @@ import pytest
 import redis
 from redis.crc import key_slot
 
-from jobq.broker.client import connect, connect_sync
+from jobq.broker.client import UNAVAILABLE, connect, connect_sync
 from jobq.broker.keys import Keys, queue_names
+from tests.builders import Bench
+from tests.faults.proxy import proxy_before
 from tests.faults.serving import serving
 from tests.valkeys import Cluster, ClusterNode, cluster
 from tests.waiting import until
@@ -34,6 +36,9 @@ def started_nodes() -> Iterator[Cluster]:
 @pytest.fixture
 async def nodes(started_nodes: Cluster) -> Cluster:
     """Whole and empty."""
+    for node in started_nodes.nodes:
+        if not node.is_running:
+            await asyncio.to_thread(node.start)
     await until(lambda: asyncio.to_thread(started_nodes.is_whole), "the nodes know each other and all slots")
     started_nodes.flush()
     return started_nodes
@@ -143,6 +148,51 @@ async def test_a_node_that_is_killed_and_comes_back_empty_loses_nothing(
         victim.start()
         served.open("back")
         await served.assert_nothing_lost()
+
+
+async def test_a_worker_keeps_its_lease_in_the_queues_of_the_nodes_that_are_there(
+    nodes: Cluster, shared_database_url: str
+) -> None:
+    lost, victim = QUEUES[0], owner(nodes, QUEUES[0])
+    there, witness = next((queue, node) for queue in QUEUES if (node := owner(nodes, queue)) is not victim)
+    async with Bench.open(shared_database_url, nodes.url) as bench:
+        worker = await bench.worker(queues=(lost, there))
+        keys = bench.broker.keys(there)
+        before = witness.ask("HGET", keys.beats, worker.name)
+        victim.kill()
+        for _ in range(2):
+            with pytest.raises(UNAVAILABLE):
+                await asyncio.to_thread(worker.heartbeat.step)
+
+        assert witness.ask("HGET", keys.beats, worker.name) != before
+
+
+async def test_a_silent_node_is_asked_last(nodes: Cluster) -> None:
+    async with proxy_before(nodes.nodes[0].address) as silent:
+        silent.is_black_hole = True
+        client = connect(f"redis+cluster://127.0.0.1:{silent.port},127.0.0.1:{nodes.nodes[1].port}")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await client.ping()
+
+        assert await client.ping()
+        assert silent.accepted == 1
+        await client.aclose()
+
+
+async def test_a_command_that_got_no_answer_is_not_sent_again(nodes: Cluster) -> None:
+    """Nor by the client of the heartbeat: what is tried again is jobq's to decide."""
+    async with proxy_before(nodes.nodes[0].address) as proxy:
+        url = f"redis+cluster://127.0.0.1:{proxy.port}"
+        name = next(name for name in map(str, range(100)) if owner(nodes, name) is nodes.nodes[0])
+        client, sync_client = connect(url), connect_sync(url)
+        for number in (1, 2):
+            proxy.lose_reply(b"LPUSH")
+            with pytest.raises(UNAVAILABLE):
+                await (client.lpush(name, "a") if number == 1 else asyncio.to_thread(sync_client.lpush, name, "a"))
+            assert nodes.nodes[0].ask("LLEN", name) == number
+        await client.aclose()
+        sync_client.close()
 
 
 # --- strangers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import UUID
@@ -11,10 +12,11 @@ import pytest
 from sqlalchemy import text
 
 from jobq import Context, DeadJob, Retry, Snooze
+from jobq.broker.client import ResponseError
 from jobq.model import Entry
 from jobq.worker import sweeper as sweeper_module
 from jobq.worker.worker import Worker
-from tests.builders import Bench, Gate, settled, started, turn, write_effect
+from tests.builders import Bench, Gate, beating, settled, started, turn, write_effect
 from tests.faults.proxy import redis_proxy
 from tests.waiting import until
 
@@ -133,6 +135,39 @@ async def test_a_gap_between_two_looks_starts_every_watch_anew(bench: Bench, clo
 
     assert swept == []
     assert await watch(living, clock, 1) == ["w-dead"]
+
+
+async def test_nobody_is_swept_while_redis_takes_no_writes(bench: Bench) -> None:
+    """All can be seen then, and none can beat: a disk that is full, or a master that has lost its replicas."""
+    task, _, _ = counted(bench)
+    living, other = await bench.worker(lease=1.0), await bench.worker(lease=1.0)
+    job_id = await bench.commit_and_relay(task, 1)
+    await started(other)
+    swept: list[str] = []
+
+    async def has_looked_for(seconds: float) -> None:
+        ends_at = time.monotonic() + seconds
+
+        async def look() -> bool:
+            swept.extend(await living.sweeper.step())
+            return time.monotonic() > ends_at
+
+        await until(look, "it has looked for so long")
+
+    await bench.redis.config_set("min-replicas-to-write", 1)
+    try:
+        with pytest.raises(ResponseError):
+            other.heartbeat.step()
+        await has_looked_for(2.5)
+    finally:
+        await bench.redis.config_set("min-replicas-to-write", 0)
+    assert swept == []
+    assert (await bench.row(job_id))["crashes"] == 0  # type: ignore[index]
+
+    living.heartbeat.step()
+    async with beating(living):
+        await has_looked_for(2.0)
+    assert swept == [other.name]
 
 
 async def test_a_failed_look_starts_every_watch_anew(shared_database_url: str, redis_url: str, clock: Clock) -> None:
