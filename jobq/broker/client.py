@@ -89,6 +89,12 @@ class _Client(redis.asyncio.Redis):
         popped: Any = await self.blpop(list(lists), timeout=within_s)
         return set() if popped is None else {popped[0].decode()}
 
+    async def masters(self) -> dict[str, AsyncClient]:
+        """Who takes writes, by a name for people; empty where the URL says it."""
+        await self.ping()
+        address = getattr(self.connection_pool, "master_address", None)
+        return {f"{address[0]}:{address[1]}, whom the Sentinels name" if address else "": self}
+
 
 class _SyncClient(redis.Redis):
     """The same for the heartbeat's thread."""

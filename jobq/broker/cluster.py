@@ -117,6 +117,13 @@ class AsyncCluster(redis.asyncio.Redis):
                 taken.add(end[0].decode())
         return taken
 
+    async def masters(self) -> dict[str, Any]:
+        """A client for each node that has slots, by a name for people."""
+        asked = self._nodes.find(None)
+        slots = await self.execute_command("CLUSTER SLOTS")
+        hosts = sorted({(host.decode() or asked[0], port) for _, _, (host, port, *_), *_ in slots})
+        return {f"{host}:{port}, one of {len(hosts)} masters": _of(self, (host, port)) for host, port in hosts}
+
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:
         """Commands one after the other: each may be for another node."""
         return _OneByOne(self)

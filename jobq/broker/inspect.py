@@ -84,8 +84,15 @@ class ServerState:
     """Whether its last snapshot or append-only write failed, after which it refuses writes."""
 
 
+async def servers(client: AsyncClient) -> dict[str, ServerState]:
+    """Ask the server about itself, in a cluster every master; by a name for people."""
+    async with asyncio.timeout(CALL_TIMEOUT_S):
+        masters = await client.masters()
+    return {name: await server(master) for name, master in masters.items()}
+
+
 async def server(client: AsyncClient) -> ServerState:
-    """Ask the server about itself."""
+    """Ask one server about itself."""
     async with asyncio.timeout(CALL_TIMEOUT_S):
         info = await client.info()
     statuses = (info.get("rdb_last_bgsave_status", "ok"), info.get("aof_last_write_status", "ok"))

@@ -55,6 +55,10 @@ _REMEDIES = {
 # Connection failures, refused logins, no such database, too many connections, server starting or stopping.
 _UNREACHABLE_STATES = ("08", "28", "3D", "53300", "57P")
 _LOCK_NOT_AVAILABLE = "55P03"
+_REDIS_AWAY = {
+    f"redis.exceptions.{name}"
+    for name in ("ConnectionError", "TimeoutError", "ReadOnlyError", "ClusterDownError", "TryAgainError")
+}
 
 
 @contextmanager
@@ -98,7 +102,7 @@ def explain(error: Exception, urls: dict[str, str]) -> Failure:
 def _unreachable(error: Exception) -> str | None:
     """Which store a failed connection was meant for, if `error` is one."""
     kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
-    if kinds & {"redis.exceptions.ConnectionError", "redis.exceptions.TimeoutError"}:
+    if kinds & _REDIS_AWAY:
         return REDIS
     if "asyncpg.exceptions._base.TargetServerAttributeNotMatched" in kinds:  # of several hosts none takes writes
         return POSTGRESQL

@@ -14,6 +14,7 @@ from redis.crc import key_slot
 from jobq.broker.client import UNAVAILABLE, connect, connect_sync
 from jobq.broker.keys import Keys, queue_names
 from tests.builders import Bench
+from tests.commands import Commands
 from tests.faults.proxy import proxy_before
 from tests.faults.serving import serving
 from tests.valkeys import Cluster, ClusterNode, cluster
@@ -193,6 +194,28 @@ async def test_a_command_that_got_no_answer_is_not_sent_again(nodes: Cluster) ->
             assert nodes.nodes[0].ask("LLEN", name) == number
         await client.aclose()
         sync_client.close()
+
+
+async def test_the_commands_ask_the_nodes(nodes: Cluster, shared_database_url: str) -> None:
+    commands = Commands(shared_database_url, nodes.url)
+    evicting = nodes.nodes[1]
+    evicting.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    try:
+        findings = await commands.json("doctor")
+    finally:
+        evicting.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+
+    found = {finding["about"]: finding for finding in findings}
+    assert "one of 3 masters" in found["redis"]["found"]
+    assert found["eviction"]["level"] == "warn"
+    assert found["eviction"]["found"].endswith(f" (127.0.0.1:{evicting.port}, one of 3 masters)")
+    async with Bench.open(shared_database_url, nodes.url) as bench:
+        worker = await bench.worker(queues=QUEUES)
+        told = await commands.json("status")
+        await asyncio.to_thread(worker.heartbeat.step)
+    assert told["redis"] == {"is_reachable": True}
+    assert [one["name"] for one in told["workers"]] == [worker.name]
+    assert (await commands.json("jobs", "list"), await commands.json("dead", "list")) == ([], [])
 
 
 # --- strangers

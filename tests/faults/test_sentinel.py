@@ -12,9 +12,10 @@ import pytest
 import redis
 
 from jobq.broker.client import UNAVAILABLE, connect, connect_sync
+from jobq.cli.failures import ExitCode
 from jobq.embedded.server import Server
 from tests.builders import Bench
-from tests.commands import started
+from tests.commands import Commands, started
 from tests.faults import app as faults
 from tests.faults.proxy import proxy_before, redis_proxy
 from tests.faults.serving import Serving, serving
@@ -216,6 +217,21 @@ async def test_the_rights_that_the_readme_names_are_enough_behind_sentinels_with
     url = valkeys.url.replace("://", "://jobq:password@") + "?sentinel_username=watcher&sentinel_password=w%40tch"
 
     assert await both(url) == [None, None]
+
+
+async def test_the_commands_follow_the_sentinels(valkeys: Watched, shared_database_url: str) -> None:
+    commands = Commands(shared_database_url, valkeys.url.replace("127.0.0.1", "127.0.0.1:1,127.0.0.1"))
+
+    found = {finding["about"]: finding for finding in await commands.json("doctor")}
+    assert found["redis"]["found"].endswith(f" (127.0.0.1:{valkeys.master.port}, whom the Sentinels name)")
+    assert (found["redis"]["level"], found["replica"]["level"]) == ("ok", "ok")
+    assert (await commands.json("status"))["redis"] == {"is_reachable": True}
+    assert (await commands.json("jobs", "list"), await commands.json("dead", "list")) == ([], [])
+
+    await asyncio.to_thread(valkeys.sentinel.kill)
+    refused = await commands.run("doctor")
+    assert "no Sentinel names a master: 127.0.0.1:1: " in refused.output
+    assert (await commands.json("status", code=ExitCode.UNREACHABLE))["redis"] == {"is_reachable": False}
 
 
 @pytest.mark.parametrize("is_sync", [False, True])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ..failures import sqlstate
 from ..stores import Stores
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Level = Literal["ok", "note", "warn", "fail"]
 """As it should be; worth knowing; to be mended; jobq cannot serve, or not for long."""
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 About = Literal[
     "versions",

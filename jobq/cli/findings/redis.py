@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...broker import inspect
 from ...broker.inspect import ServerState
 from ...outbox.inspect import skew_of
-from . import Finding, looked
+from . import LEVELS, Finding, looked
 from .postgresql import clock_finding
 
 if TYPE_CHECKING:
@@ -98,5 +99,14 @@ async def redis(client: AsyncClient) -> list[Finding]:
 
 
 async def _states(client: AsyncClient) -> Iterable[Finding]:
-    state = await inspect.server(client)
-    return [look(state) for look in _LOOKS]
+    states = await inspect.servers(client)
+    return [_worst(look, states) for look in _LOOKS]
+
+
+def _worst(look: Callable[[ServerState], Finding], states: dict[str, ServerState]) -> Finding:
+    """What is found of one server, or of several the one that needs a person most."""
+    findings = {name: look(state) for name, state in states.items()}
+    name = max(findings, key=lambda name: LEVELS.index(findings[name].level))
+    finding = findings[name]
+    is_told = name and (finding.about == "redis" or finding.level != "ok")
+    return replace(finding, found=f"{finding.found} ({name})") if is_told else finding
