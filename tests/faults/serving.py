@@ -114,7 +114,10 @@ async def serving(
     concurrency: int = 5,
     keys: Callable[[], list[str]] | None = None,
 ) -> AsyncIterator[Serving]:
-    """Run a relay and workers; they stop in order at the end. `keys` lists those of all nodes of a cluster."""
+    """Run a relay and workers; they stop in order at the end. `keys` lists those of all nodes of a cluster.
+
+    The relay does not scrub: what Redis loses it must notice.
+    """
     async with Bench.open(database_url, redis_url) as bench, AsyncExitStack() as stack:
 
         async def all_keys() -> list[str]:
@@ -124,7 +127,7 @@ async def serving(
 
         served = Serving(bench, all_keys)
         stopping = asyncio.Event()
-        settings = RelaySettings(beat=BEAT_S, scrub_every=2.0)
+        settings = RelaySettings(beat=BEAT_S, scrub_every=3600.0)
         relay = asyncio.create_task(Relay(bench.app.database, redis_url, bench.app.schema, settings).run(stopping))
         for _ in range(workers):
             options = WorkerSettings(queues=queues, concurrency=concurrency, beat=BEAT_S, lease=LEASE_S, grace=1)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import redis
@@ -17,9 +18,11 @@ from tests.builders import Bench
 from tests.commands import Commands
 from tests.faults.proxy import proxy_before
 from tests.faults.serving import serving
+from tests.redis_state import open_broker
 from tests.valkeys import Cluster, ClusterNode, cluster
 from tests.waiting import until
 
+ROOT = Path(__file__).parents[2]
 QUEUES = ("alpha", "delta", "beta")
 """One on each node, before one is moved."""
 
@@ -116,8 +119,13 @@ async def test_a_slot_that_moves_under_load_loses_nothing_and_nothing_is_removed
 
 
 async def test_a_command_is_sent_on_to_where_its_slot_is_moving(nodes: Cluster) -> None:
-    name, to = "{beta}a", next(node for node in nodes.nodes if node is not owner(nodes, "beta"))
-    client, sync_client = connect(nodes.url), connect_sync(nodes.url)
+    """Also for a user with no more rights than the README gives it."""
+    rules = (ROOT / "README.md").read_text().partition("ACL SETUSER jobq ")[2].partition("\n")[0].split()
+    for node in nodes.nodes:
+        node.ask("ACL", "SETUSER", "jobq", *rules)
+    url = nodes.url.replace("://", "://jobq:password@")
+    name, to = "jobq:{beta}a", next(node for node in nodes.nodes if node is not owner(nodes, "beta"))
+    client, sync_client = connect(url), connect_sync(url)
     asked = errors(nodes, "ASK")
     with slot_on_the_move(nodes, "beta", to):
         assert await client.set(name, "1")
@@ -130,6 +138,21 @@ async def test_a_command_is_sent_on_to_where_its_slot_is_moving(nodes: Cluster) 
     assert await client.get(name) == await asyncio.to_thread(sync_client.get, name) == b"1"
     await client.aclose()
     sync_client.close()
+
+
+async def test_a_bell_on_another_node_is_never_taken_without_telling(nodes: Cluster) -> None:
+    async with open_broker(nodes.url) as broker:
+        for _ in range(100):
+            for queue in QUEUES:
+                await broker.client.delete(broker.keys(queue).bell)
+            listening = asyncio.create_task(broker.listen(QUEUES, 5.0))
+            for queue in QUEUES:
+                await broker.client.lpush(broker.keys(queue).bell, 1)
+            told = await listening
+
+            assert told
+            for queue in set(QUEUES) - told:
+                assert await broker.client.llen(broker.keys(queue).bell) == 1
 
 
 # --- a node dies

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from jobq.broker.client import connect, connect_sync
@@ -80,6 +83,15 @@ def test_a_url_that_cannot_be_meant_is_refused_and_its_secrets_are_not_shown(url
 def test_the_secrets_of_every_form_are_masked(url: str, shown: str) -> None:
     assert mask(url) == shown
     assert "pw" not in repr(read(url.replace("p@w", "pw")))
+
+
+def test_the_page_shows_forms_and_urls_that_can_be_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "redis.md").read_text()
+    forms = {form.partition("://")[0] for form in re.findall(r"`([a-z+]+://)", page)}
+    urls = re.findall(r"JOBQ_REDIS_URL='([^']+)'", page)
+
+    assert forms == set(REDIS_SCHEMES)
+    assert [read(url).kind for url in urls] == ["sentinel", "cluster"]
 
 
 def test_the_command_line_takes_every_form_and_no_other() -> None:
