@@ -123,6 +123,9 @@ class Sweeper:
             for queue in queues
             for worker, counter in (await self._broker.beats(queue)).items()
         }
+        # Swept or signed off, and has left no list; or Redis lost its counter alone, and nobody else knows of its jobs.
+        vanished = self._watches.keys() - beats.keys()
+        beats |= dict.fromkeys(vanished, b"")
         now = monotonic()
         if now - self._looked_at > _LONGEST_GAP_S:
             self._watches.clear()
@@ -134,7 +137,11 @@ class Sweeper:
             if watch is None or watch.counter != counter:
                 watch = _Watch(counter, now)
             watches[queue, worker] = watch
-            if worker != self._worker and now - watch.since >= self._lease_s:
+            if worker == self._worker or now - watch.since < self._lease_s:
+                continue
+            if (queue, worker) in vanished and not await self._broker.working(queue, worker):
+                del watches[queue, worker]
+            else:
                 dead.append((queue, worker, counter))
         self._watches = watches
         return dead

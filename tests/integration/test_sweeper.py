@@ -99,6 +99,31 @@ async def test_a_worker_whose_counter_stood_still_for_a_lease_is_swept(bench: Be
     assert (await bench.stats())["swept"] == 1
 
 
+async def test_a_dead_worker_whose_counter_and_name_were_lost_is_swept_all_the_same(bench: Bench, clock: Clock) -> None:
+    """Or its job would stay in its working list for ever: known to Redis, so that no walk pushes it again."""
+    task, _, _ = counted(bench)
+    living = await bench.worker(lease=LEASE_S)
+    job_id = await bench.enqueue(task, 1)
+    await dead_worker_with(bench, [job_id])
+    await watch(living, clock, 3)
+    keys = bench.broker.keys("default")
+    await bench.redis.hdel(keys.beats, "w-dead")
+
+    assert await watch(living, clock, LEASE_S) == []
+    assert await watch(living, clock, 1) == ["w-dead"]
+    assert await bench.ready() == [Entry.of(job_id, 2, 2).raw]
+    assert await bench.working_of("w-dead") == []
+
+
+async def test_a_worker_that_signed_off_is_not_swept(bench: Bench, clock: Clock) -> None:
+    living = await bench.worker(lease=LEASE_S)
+    await dead_worker_with(bench, [])
+    await watch(living, clock, 3)
+    await bench.broker.sweep("default", "w-dead", b"123", {})
+
+    assert await watch(living, clock, 2 * LEASE_S) == []
+
+
 async def test_a_worker_that_beats_is_not_swept(bench: Bench, clock: Clock) -> None:
     living, other = await bench.worker(lease=LEASE_S), await bench.worker(lease=LEASE_S)
 
