@@ -136,6 +136,9 @@ async def test_a_command_is_sent_on_to_where_its_slot_is_moving(nodes: Cluster) 
         assert to.raw("KEYS", name) == [name]
     assert errors(nodes, "ASK") > asked + 3
     assert await client.get(name) == await asyncio.to_thread(sync_client.get, name) == b"1"
+    moved = errors(nodes, "MOVED")
+    assert await client.get(name) == await asyncio.to_thread(sync_client.get, name) == b"1"
+    assert errors(nodes, "MOVED") == moved  # they know by now
     await client.aclose()
     sync_client.close()
 
