@@ -177,6 +177,24 @@ async def test_a_node_that_is_killed_and_comes_back_empty_loses_nothing(
         await served.assert_nothing_lost()
 
 
+async def test_a_reply_nobody_asked_for_is_not_taken_for_the_next_one(nodes: Cluster) -> None:
+    node = nodes.nodes[0]
+    async with proxy_before(node.address) as proxy:
+        url = f"redis+cluster://127.0.0.1:{proxy.port}"
+        name = next(name for name in map(str, range(100)) if owner(nodes, name) is node)
+        client, sync_client = connect(url), connect_sync(url)
+        assert await client.set(name, "1")
+        assert await asyncio.to_thread(sync_client.get, name) == b"1"
+        proxy.say(b"$5\r\nstale\r\n")
+        other = connect(url)  # another connection's way there and back, by which it has arrived
+        assert await other.get(name) == b"1"
+        await other.aclose()
+
+        assert await client.get(name) == await asyncio.to_thread(sync_client.get, name) == b"1"
+        await client.aclose()
+        sync_client.close()
+
+
 async def test_a_worker_keeps_its_lease_in_the_queues_of_the_nodes_that_are_there(
     nodes: Cluster, shared_database_url: str
 ) -> None:
