@@ -91,7 +91,7 @@ class _Client(redis.asyncio.Redis):
 
     async def masters(self) -> dict[str, AsyncClient]:
         """Who takes writes, by a name for people; empty where the URL says it."""
-        await self.ping()
+        await self.info("server")  # which its user may ask
         address = getattr(self.connection_pool, "master_address", None)
         return {f"{address[0]}:{address[1]}, whom the Sentinels name" if address else "": self}
 

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
 import redis
@@ -19,10 +18,9 @@ from tests.commands import Commands
 from tests.faults.proxy import proxy_before
 from tests.faults.serving import serving
 from tests.redis_state import open_broker
-from tests.valkeys import Cluster, ClusterNode, cluster
+from tests.valkeys import Cluster, ClusterNode, cluster, documented_rights
 from tests.waiting import until
 
-ROOT = Path(__file__).parents[2]
 QUEUES = ("alpha", "delta", "beta")
 """One on each node, before one is moved."""
 
@@ -119,13 +117,11 @@ async def test_a_slot_that_moves_under_load_loses_nothing_and_nothing_is_removed
 
 
 async def test_a_command_is_sent_on_to_where_its_slot_is_moving(nodes: Cluster) -> None:
-    """Also for a user with no more rights than the README gives it."""
-    rules = (ROOT / "README.md").read_text().partition("ACL SETUSER jobq ")[2].partition("\n")[0].split()
     for node in nodes.nodes:
-        node.ask("ACL", "SETUSER", "jobq", *rules)
-    url = nodes.url.replace("://", "://jobq:password@")
-    name, to = "jobq:{beta}a", next(node for node in nodes.nodes[1:] if node is not owner(nodes, "beta"))
-    client, sync_client = connect(url), connect_sync(url)
+        node.ask("ACL", "SETUSER", "jobq_worker", *documented_rights("jobq_worker"), "+asking")
+    worker = connect(nodes.url.replace("://", "://jobq_worker:secret@"))
+    name, to = "{beta}a", next(node for node in nodes.nodes[1:] if node is not owner(nodes, "beta"))
+    client, sync_client = connect(nodes.url), connect_sync(nodes.url)
     asked = errors(nodes, "ASK")
     with slot_on_the_move(nodes, "beta", to):
         assert await client.set(name, "1")
@@ -134,6 +130,8 @@ async def test_a_command_is_sent_on_to_where_its_slot_is_moving(nodes: Cluster) 
         with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
             await client.llen(name)
         assert to.raw("KEYS", name) == [name]
+        assert await worker.eval("#!lua\nreturn redis.call('LLEN', KEYS[1])", 1, "jobq:1:{beta}") == 0
+    await worker.aclose()
     assert errors(nodes, "ASK") > asked + 3
     assert await client.get(name) == await asyncio.to_thread(sync_client.get, name) == b"1"
     moved = errors(nodes, "MOVED")

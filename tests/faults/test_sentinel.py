@@ -19,7 +19,8 @@ from tests.commands import Commands, started
 from tests.faults import app as faults
 from tests.faults.proxy import proxy_before, redis_proxy
 from tests.faults.serving import Serving, serving
-from tests.valkeys import SERVICE, Node, Watched, watched
+from tests.redis_state import open_broker
+from tests.valkeys import SERVICE, Node, Watched, documented_rights, watched
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -208,15 +209,17 @@ async def test_sentinels_that_name_no_master_are_an_outage_that_says_what_each_s
         assert f"127.0.0.1:{valkeys.sentinel.port} knows no service 'other'" in str(error)
 
 
-async def test_the_rights_that_the_readme_names_are_enough_behind_sentinels_with_a_login(valkeys: Watched) -> None:
-    rules = (ROOT / "README.md").read_text().partition("ACL SETUSER jobq ")[2].partition("\n")[0].split()
+async def test_the_rights_of_the_page_of_roles_are_enough_behind_sentinels_with_a_login(valkeys: Watched) -> None:
     for node in valkeys.nodes:
-        node.ask("ACL", "SETUSER", "jobq", *rules)
+        node.ask("ACL", "SETUSER", "jobq_worker", *documented_rights("jobq_worker"))
     valkeys.sentinel.ask("ACL", "SETUSER", "watcher", "on", ">w@tch", "-@all", "+@connection", *SENTINEL_RIGHTS)
     await until(lambda: valkeys.sentinel.ask("ACL", "SETUSER", "default", "off"), "nobody else may ask")
-    url = valkeys.url.replace("://", "://jobq:password@") + "?sentinel_username=watcher&sentinel_password=w%40tch"
+    url = valkeys.url.replace("://", "://jobq_worker:secret@") + "?sentinel_username=watcher&sentinel_password=w%40tch"
 
-    assert await both(url) == [None, None]
+    async with open_broker(url) as broker:
+        assert await broker.queues() == set()
+    with connect_sync(url) as client:
+        assert await asyncio.to_thread(client.eval, "#!lua\nreturn 1", 0) == 1
 
 
 async def test_the_commands_follow_the_sentinels(valkeys: Watched, shared_database_url: str) -> None:
