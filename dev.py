@@ -26,12 +26,14 @@ USAGE = """usage: python3 dev.py demo  [arguments of `jobq demo`]
        python3 dev.py test  [arguments of pytest]
        python3 dev.py bench [arguments of the benchmarks]
        python3 dev.py reference  (writes docs/cli.md)
-       python3 dev.py mutants [NAME ...]  (breaks rules in a copy: which tests notice?)"""
+       python3 dev.py mutants [NAME ...]  (breaks rules in a copy: which tests notice?)
+       python3 dev.py chaos [--seconds N] [--seed S] [--faults A,B]"""
 # command: the extra of pyproject.toml it needs, the program in the environment, its first arguments
 COMMANDS = {
     "demo": ("demo", "jobq", ["demo"]),
     "test": ("dev", "python", ["-m", "pytest", "-n", "auto", "--maxprocesses", "4"]),
     "bench": ("dev", "python", ["-m", "benchmarks"]),
+    "chaos": ("dev", "python", ["-m", "tests.chaos"]),
     "reference": ("dev", "python", ["-m", "tests.reference"]),
     "mutants": ("dev", "python", ["-m", "tests.mutants"]),
 }

@@ -1,0 +1,73 @@
+"""What is said of a run: one table of the faults, the distribution of restarts, and a verdict on each invariant."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from tests.chaos.checker import Window
+from tests.chaos.faults import FAULTS
+from tests.chaos.run import Outcome
+
+INVARIANTS = {
+    "I1": "every committed order has exactly one effect",
+    "I2": "nothing ran, and no effect exists, for an order that was rolled back",
+    "I3": "the outbox drained in time",
+    "I4": "Redis holds nothing of finished jobs",
+    "I5": "duplicate runs stayed under the bound of each fault",
+    "I6": "generations only grew; no attempt or crash was counted twice or lost",
+    "I7": "nothing leaked",
+    "I8": "no completed job started again",
+}
+
+
+def table(outcome: Outcome) -> str:
+    """The faults, as a table in Markdown."""
+    groups: dict[str, list[Window]] = defaultdict(list)
+    for window in outcome.windows:
+        groups[window.fault].append(window)
+    lines = [
+        "| fault | count | jobs | duplicate runs | allowed | slowest recovery |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in [*([name for name in FAULTS if name in groups]), *([n for n in groups if n not in FAULTS])]:
+        windows = groups[name]
+        about = FAULTS[name].about if name in FAULTS else "no fault"
+        count = len(windows) if name in FAULTS else 0
+        jobs = sum(window.jobs for window in windows)
+        duplicates = sum(len(window.duplicates) for window in windows)
+        allowed = sum(window.strike.bound for window in windows)
+        slowest = f"{max(window.recovery_s for window in windows):.1f} s" if name in FAULTS else ""
+        lines.append(f"| {about} | {count} | {jobs:,} | {duplicates} | {allowed} | {slowest} |")
+    return "\n".join(lines)
+
+
+def summary(outcome: Outcome) -> str:
+    """Everything but the table."""
+    found = outcome.findings
+    faults = sum(window.fault in FAULTS for window in outcome.windows)
+    lines = [
+        f"{faults} faults, {found.jobs:,} jobs, {found.runs:,} runs, {found.duplicates} of them duplicates; "
+        f"drained in {outcome.drained_s:.1f} s; {outcome.lasted_s:.0f} s in all.",
+        restarts(found.restarts_s, outcome.plan.shape.lease_s),
+        "",
+    ]
+    for number, says in INVARIANTS.items():
+        broken = {name: what for name, what in found.broken.items() if name.startswith(number)}
+        lines.append(f"{number} {'BROKEN' if broken else 'holds'}: {says}")
+        for name, what in broken.items():
+            lines += [f"    {name}, but:", *[f"        {line}" for line in what]]
+    return "\n".join(lines)
+
+
+def restarts(seconds: list[float], lease_s: float) -> str:
+    if not seconds:
+        return "No job was in the hands of a killed worker."
+    shares = ", ".join(f"{share} % {_at(seconds, share):.1f} s" for share in (50, 90, 99))
+    return (
+        f"{len(seconds)} jobs of killed workers ran again: {shares}, the last {seconds[-1]:.1f} s after the SIGKILL "
+        f"(lease {lease_s:g} s)."
+    )
+
+
+def _at(ordered: list[float], share: int) -> float:
+    return ordered[min(len(ordered) - 1, len(ordered) * share // 100)]

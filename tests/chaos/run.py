@@ -1,0 +1,161 @@
+"""One run from beginning to end: start, load, faults one after the other, the drain, the verdict.
+
+A fault strikes when the one before is repaired, so that what it costs is its own: a window of time belongs to it, up
+to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import asyncpg
+
+from jobq import embedded, migrate
+from jobq.outbox.database import Database
+from tests.chaos import app, leftovers, store_faults
+from tests.chaos.checker import Findings, Window, check, load
+from tests.chaos.faults import FAULTS, Strike
+from tests.chaos.observer import Observer
+from tests.chaos.schedule import Schedule
+from tests.chaos.stage import Shape, Stage
+from tests.chaos.tables import TABLES
+
+__all__ = ["Outcome", "Plan", "run"]
+_ = store_faults  # entered into the table by its import
+
+QUIET_S = 3.0
+"""Load without a fault, at both ends of a run."""
+REPAIR_S = 60.0
+"""How long a repair may take at all; the machine may be slow."""
+DRAIN_S = 10.0
+"""I3: from the last order on, beside a lease and the time that the jobs take which wait by then."""
+DRAINED_A_SECOND = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to run."""
+
+    seconds: float
+    seed: int
+    faults: Sequence[str]
+    shape: Shape = field(default_factory=Shape)
+
+
+@dataclass
+class Outcome:
+    """What came of a run."""
+
+    plan: Plan
+    windows: list[Window]
+    findings: Findings
+    drained_s: float = 0.0
+    lasted_s: float = 0.0
+
+
+async def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
+    """Run the plan. Raises AssertionError where the run itself breaks off: a process ended, say."""
+    began_at = time.monotonic()
+    async with _opened(plan) as stage:
+        await stage.start()
+        windows = [Window("(no fault)", time.time(), Strike(bound=0))]
+        await anyio.sleep(QUIET_S)
+        await _break(stage, plan, windows, say)
+        await anyio.sleep(QUIET_S)
+        stage.check()
+        codes = await stage.stop_producers()
+        drained_s, findings = await _drain(stage)
+        findings_of_stores = await leftovers.look(stage, codes)
+        connection = await asyncpg.connect(stage.servers.database_url)
+        await load(connection, stage.folder, windows)
+        found = await check(connection, windows)
+        await connection.close()
+        directory = stage.servers.directory
+    for more in (findings, findings_of_stores):
+        for name, lines in more.broken.items():
+            found.add(name, *lines)
+    if directory.exists():
+        found.add("I7 nothing is left behind", f"the directory {directory}")
+    return Outcome(plan, windows, found, drained_s, time.monotonic() - began_at)
+
+
+@asynccontextmanager
+async def _opened(plan: Plan) -> AsyncIterator[Stage]:
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        servers = await asyncio.to_thread(embedded.start)
+        try:
+            await _prepare(servers.database_url)
+            async with Observer.open(servers.database_url, servers.redis_url, app.QUEUES) as observer:
+                stage = Stage(plan.shape, servers, Path(folder), plan.seed, observer)
+                try:
+                    yield stage
+                finally:
+                    stage.kill()
+        finally:
+            await asyncio.to_thread(servers.stop)
+
+
+async def _prepare(url: str) -> None:
+    database = Database.of(url)
+    await migrate.upgrade(database.engine, schema=migrate.SCHEMA)
+    await database.close()
+    connection = await asyncpg.connect(url)
+    await connection.execute(TABLES)
+    await connection.close()
+
+
+async def _break(stage: Stage, plan: Plan, windows: list[Window], say: Callable[[str], None]) -> None:
+    """Strike after strike until the time is up, each once the one before is repaired."""
+    ends_at = time.monotonic() + plan.seconds - 2 * QUIET_S
+    for name, pause_s, choose in Schedule(plan.seed, plan.faults):
+        await anyio.sleep(pause_s)
+        if time.monotonic() >= ends_at:
+            return
+        window = await _strike(stage, name, choose, windows)
+        say(_line(window, time.monotonic() - ends_at + plan.seconds))
+    await anyio.sleep(max(0.0, ends_at - time.monotonic()))
+
+
+async def _strike(stage: Stage, name: str, choose: random.Random, windows: list[Window]) -> Window:
+    # Before it strikes: what it causes at once is its own.
+    window = Window(name, time.time(), Strike(bound=sys.maxsize))
+    windows.append(window)
+    window.strike = await FAULTS[name].strike(stage, choose)
+    waiting = await stage.observer.due()
+    ends_at = time.monotonic() + REPAIR_S
+    while waiting and time.monotonic() < ends_at:
+        stage.check()
+        await anyio.sleep(0.05)
+        waiting = await stage.observer.left_of(waiting)
+    window.recovery_s = time.time() - window.strike.since
+    assert not waiting, f"{name} is not repaired after {REPAIR_S:.0f} s: {len(waiting)} jobs, {waiting[:5]}"
+    await stage.ready()
+    return window
+
+
+def _line(window: Window, at_s: float) -> str:
+    strike = window.strike
+    note = f" ({strike.note})" if strike.note else ""
+    return f"{at_s:6.1f} s  {window.fault}{note}: repaired after {window.recovery_s:.1f} s"
+
+
+async def _drain(stage: Stage) -> tuple[float, Findings]:
+    """Wait until nothing is left of the orders. Producers have stopped."""
+    found, since = Findings(), time.monotonic()
+    waiting = await stage.observer.value("SELECT count(*) FROM jobq.outbox")
+    allowed_s = stage.shape.lease_s + DRAIN_S + waiting / DRAINED_A_SECOND
+    while left := await stage.observer.value("SELECT count(*) FROM jobq.outbox"):
+        if time.monotonic() - since > allowed_s:
+            found.add("I3 the outbox drains in time", f"{left} of {waiting} jobs are left after {allowed_s:.0f} s")
+            break
+        await anyio.sleep(0.05)
+    return time.monotonic() - since, found

@@ -1,0 +1,194 @@
+"""All that runs: two servers, relays, workers, producers; and who of them is who.
+
+Invariant: a process that ends without being told to is noticed, and fails the run. Faults use what is here to break
+things, and put something in the place of what they broke.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobq.embedded import Servers
+from tests.chaos import app, journal
+from tests.chaos.observer import Key, Observer
+from tests.chaos.processes import Process
+from tests.waiting import until
+
+ROOT = Path(__file__).parents[2]
+KILLED = 247
+_START_S = 120.0
+_LOOK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How much of everything a run has."""
+
+    workers: int = 4
+    relays: int = 2
+    producers: int = 2
+    slots: int = 16
+    lease_s: float = 2.5
+    beat_s: float = 0.4
+    orders_per_second: float = 150.0
+    pythons: tuple[str, ...] = (sys.executable,)
+    loop: str = "auto"
+
+    @property
+    def capacity(self) -> int:
+        """Jobs that run at one moment, of all workers."""
+        return self.workers * self.slots
+
+
+@dataclass(eq=False)
+class Stage:
+    """The processes of a run.
+
+    1. `start` starts them and returns when each does its work;
+    2. faults kill, stop and replace them; `revive` puts a new one where one was to die;
+    3. `check` raises when one ended that nobody told to;
+    4. `stop` ends them as a deployment would, and returns their exit codes.
+    """
+
+    shape: Shape
+    servers: Servers
+    folder: Path
+    seed: int
+    observer: Observer
+    workers: list[Process] = field(default_factory=list)
+    relays: list[Process] = field(default_factory=list)
+    producers: list[Process] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+    """What each worker goes by in Redis, by its pid."""
+
+    def __post_init__(self) -> None:
+        self._count = 0
+        self._python = 0
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("JOBQ_")}
+        self._environment = {
+            **variables,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "JOBQ_DATABASE_URL": self.servers.database_url,
+            "JOBQ_REDIS_URL": self.servers.redis_url,
+            "JOBQ_LEASE": str(self.shape.lease_s),
+            "JOBQ_BEAT": str(self.shape.beat_s),
+            "JOBQ_LOG_FORMAT": "text",
+            journal.VARIABLE: str(self.folder),
+        }
+
+    async def start(self) -> None:
+        """Start everything, and return when all of it is at work."""
+        self.relays = [self._relay() for _ in range(self.shape.relays)]
+        self.workers = [self._worker() for _ in range(self.shape.workers)]
+        await self.ready()
+        self.start_producers()
+
+    def start_producers(self) -> None:
+        rate = self.shape.orders_per_second / self.shape.producers
+        for number in range(self.shape.producers):
+            command = ["-m", "tests.chaos.producer", f"{self.seed}-{number}", str(rate)]
+            self.producers.append(self._add("producer", [sys.executable, *command]))
+
+    async def ready(self) -> None:
+        """Return when Redis knows every worker, and each relay has found its place."""
+
+        async def are_known() -> bool:
+            self.check()
+            self.names |= await self.observer.names()
+            return all(worker.pid in self.names for worker in self.workers)
+
+        await until(are_known, f"the workers are known to Redis{self._last_words()}", _START_S)
+        for relay in self.relays:
+            await until(lambda relay=relay: "relay stands by" in relay.said(), f"{relay.name} is ready", _START_S)  # type: ignore[misc]
+        await until(lambda: self.leader() is not None, "a relay leads", _START_S)
+
+    def leader(self) -> Process | None:
+        """The relay that leads, as the logs say."""
+        return next((relay for relay in self.relays if not relay.has_ended and _leads(relay.said())), None)
+
+    def name_of(self, worker: Process) -> str:
+        return self.names[worker.pid]
+
+    def replace(self, ended: Process) -> Process:
+        """Start another where one was."""
+        group, start = (self.workers, self._worker) if ended in self.workers else (self.relays, self._relay)
+        place = group.index(ended)
+        group[place] = start()
+        return group[place]
+
+    async def revive(self, seconds: float, until_true: asyncio.Event) -> list[tuple[float, list[Key]]]:
+        """Replace workers that a job kills, until told that it is over. Returns each death, and what was in hand."""
+        deaths = []
+        ends_at = time.monotonic() + seconds
+        while not until_true.is_set() and time.monotonic() < ends_at:
+            for worker in self.workers:
+                if worker.has_ended:
+                    assert await worker.ends() == KILLED, worker.last_words()
+                    deaths.append((time.time(), await self.observer.in_hand(self.name_of(worker))))
+                    self.replace(worker)
+                    await self.ready()
+            await asyncio.sleep(_LOOK_S)
+        return deaths
+
+    def check(self) -> None:
+        """Raise when a process ended that nobody told to."""
+        ended = [process for process in self.all if process.has_ended]
+        assert not ended, "ended without being told to:\n" + "\n".join(process.last_words() for process in ended)
+
+    @property
+    def all(self) -> list[Process]:
+        return [*self.workers, *self.relays, *self.producers]
+
+    async def stop_producers(self) -> list[tuple[str, int]]:
+        codes = await _stopped(self.producers)
+        self.producers.clear()
+        return codes
+
+    async def stop(self) -> list[tuple[str, int]]:
+        """End workers, then relays, by SIGTERM. Returns their exit codes."""
+        codes = await _stopped(self.workers) + await _stopped(self.relays)
+        self.workers.clear()
+        self.relays.clear()
+        return codes
+
+    def kill(self) -> None:
+        for process in self.all:
+            process.kill()
+
+    def _relay(self) -> Process:
+        return self._add("relay", [self._next_python(), "-m", "jobq", "relay", "--loop", self.shape.loop])
+
+    def _worker(self) -> Process:
+        options = ["-q", ",".join(app.QUEUES), "-c", str(self.shape.slots), "--threads", "4", "--grace", "2"]
+        command = ["-m", "jobq", "worker", "tests.chaos.app:jobs", "--log-level", "warning", "--loop", self.shape.loop]
+        return self._add("worker", [self._next_python(), *command, *options])
+
+    def _next_python(self) -> str:
+        self._python += 1
+        return self.shape.pythons[self._python % len(self.shape.pythons)]
+
+    def _add(self, kind: str, command: list[str]) -> Process:
+        self._count += 1
+        name = f"{kind}-{self._count}"
+        return Process(name, command, self._environment, self.folder / f"{name}.log")
+
+    def _last_words(self) -> str:
+        return "".join(f"\n{process.last_words(3)}" for process in self.all)
+
+
+async def _stopped(processes: Iterable[Process]) -> list[tuple[str, int]]:
+    for process in processes:
+        process.signal(signal.SIGTERM)
+    return [(process.name, await process.ends()) for process in processes]
+
+
+def _leads(log: str) -> bool:
+    return log.rfind("relay leads") > log.rfind("relay stands by")
