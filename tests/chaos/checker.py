@@ -186,12 +186,7 @@ async def check(connection: asyncpg.Connection, windows: Sequence[Window]) -> Fi
     """Judge by the tables."""
     found = Findings()
     for name, query in CHECKS.items():
-        rows = await connection.fetch(query)
-        found.add(
-            name,
-            *[_shown(row) for row in rows[:SHOWN]],
-            *([f"and {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []),
-        )
+        found.add(name, *[_shown(row) for row in await connection.fetch(f"{query} LIMIT {SHOWN}")])
     found.jobs = await connection.fetchval("SELECT count(*) FROM chaos.history WHERE next IS NULL")
     found.runs = await connection.fetchval("SELECT count(*) FROM chaos.run")
     found.restarts_s = [row[0] for row in await connection.fetch(_RESTARTS)]

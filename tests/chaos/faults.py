@@ -1,8 +1,9 @@
 """The faults: a table of what can be broken, how, and how many duplicate runs that may cost.
 
 A fault strikes, ends what it began, and has another process started for one that it ended; it waits for no repair.
-What it returns says what was in harm's way. The bounds follow from the protocol: a run is repeated only if its worker lost its lease, or Redis lost its entry, while
-its row was still there; each fault names who can be in that position, and each of these jobs runs once more at most.
+What it returns says what was in harm's way. The bounds follow from the protocol: a run is repeated only if its worker
+lost its lease, or Redis lost its entry, while its row was still there; each fault names who can be in that position,
+and each of these jobs runs once more at most.
 """
 
 from __future__ import annotations

@@ -42,9 +42,11 @@ async def look(stage: Stage, codes: list[tuple[str, int]]) -> Findings:
 async def _settled(look_once: Callable[[], Awaitable[list[str]]]) -> list[str]:
     """What is still there after a while: acks and closing connections take a moment."""
     ends_at = time.monotonic() + SETTLED_S
-    while (left := await look_once()) and time.monotonic() < ends_at:
+    while True:
+        left = await look_once()
+        if not left or time.monotonic() > ends_at:
+            return left
         await anyio.sleep(0.1)
-    return left
 
 
 async def _keys(stage: Stage, kept: set[str], alive: set[str]) -> list[str]:

@@ -14,28 +14,26 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import asyncpg
 
-from jobq import Enqueued
 from jobq.outbox.database import is_unavailable
 from tests.chaos import app
 from tests.chaos.journal import VARIABLE, Journal
 
 LANES = 6
 """Transactions that one producer has open at the same time."""
-FULL = 4_000
+FULL = 15_000
 """Jobs that wait, beyond which it takes no orders: the machine may be slow."""
 ROLLED_BACK = 0.08
 SENT_TWICE = 0.05
 SERIALIZABLE = 0.06
 
-Write = Callable[[asyncpg.Connection, UUID], Awaitable[Enqueued]]
+Isolation = Literal["serializable", "read_committed"]
 
 
 class Order:
@@ -45,7 +43,7 @@ class Order:
         self.id = UUID(int=choose.getrandbits(128), version=4)
         self.kind, self.failures, task, values = _kind(choose)
         self.is_rolled_back = choose.random() < ROLLED_BACK
-        self.isolation = "serializable" if choose.random() < SERIALIZABLE else "read_committed"
+        self.isolation: Isolation = "serializable" if choose.random() < SERIALIZABLE else "read_committed"
         self.is_sent_twice = choose.random() < SENT_TWICE
         self.pause_s = choose.choice([0.0, 0.0, 0.0, 0.02, 0.2])
         self._job = task.opts(
@@ -84,9 +82,8 @@ def _kind(choose: random.Random) -> tuple[str, int, Any, dict[str, Any]]:
         case 4:
             return "book", 0, app.parent, {"before_s": before}
         case 5:
-            return (
-                ("book", 0, app.nap, {}) if choose.random() < 0.6 else ("step", 0, app.stepwise, {"before_s": before})
-            )
+            is_nap = choose.random() < 0.6
+            return ("book", 0, app.nap, {}) if is_nap else ("step", 0, app.stepwise, {"before_s": before})
         case 6:
             return "plain", 0, app.in_thread, {"before_s": before}
         case _:

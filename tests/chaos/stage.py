@@ -37,7 +37,7 @@ class Shape:
     slots: int = 16
     lease_s: float = 2.5
     beat_s: float = 0.4
-    orders_per_second: float = 150.0
+    orders_per_second: float = 160.0
     pythons: tuple[str, ...] = (sys.executable,)
     loop: str = "auto"
 
