@@ -80,7 +80,8 @@ class Turns:
         self.budget = settings.max_jobs if settings.max_jobs is not None else sys.maxsize
         """Runs that may still start."""
         self._adopted: deque[Holding] = deque()
-        self._suspects: deque[Holding] = deque()
+        self._suspect: Holding | None = None
+        """A job that waits to run alone. Only one: what stands in the working list beside it would die with it."""
         self._is_alone = False
         self.is_fenced = False
         self._told_unknown: set[str] = set()
@@ -98,8 +99,9 @@ class Turns:
             # Crash here, or before the first line of a run: swept, and counted like one that had started.
             jobs = await self._read(holdings)
             self._start(holdings, jobs)
-        elif self._suspects and not self.runs and self._may_start:
-            await self._run_alone(self._suspects.popleft())
+        elif self._suspect is not None and len(self._owned) == 1 and self._may_start:
+            suspect, self._suspect = self._suspect, None
+            await self._run_alone(suspect)
         elif not self._orders.stopping.is_set():
             await self._idle(has_looked=can_fetch)
 
@@ -121,7 +123,7 @@ class Turns:
 
     def _release_unstarted(self) -> None:
         """A turn broke off: what it had fetched must not stay owned by nobody."""
-        waiting = {*self._adopted, *self._suspects}
+        waiting = {*self._adopted, self._suspect}
         for holding in self._owned.all():
             if holding.task is None and not holding.is_settling and holding not in waiting:
                 self._settler.release(holding)
@@ -171,7 +173,9 @@ class Turns:
         return self.heartbeat is not None and self.heartbeat.may_start
 
     def _room(self) -> int:
-        return 0 if self._is_alone or self._suspects else min(self._settings.concurrency - len(self.runs), self.budget)
+        if self._is_alone or self._suspect is not None:
+            return 0
+        return min(self._settings.concurrency - len(self.runs), self.budget)
 
     def _may_fetch(self) -> bool:
         is_open = not (self._orders.quiet.is_set() or self._orders.stopping.is_set())
@@ -236,11 +240,18 @@ class Turns:
             elif self._orders.stopping.is_set() or not self._may_start:
                 self._settler.release(holding)
             elif job.crashes >= CRASHES_BEFORE_ALONE and not alone:
-                log.warning("job killed its worker before, will run alone", extra={"fields": {"job": str(job.id)}})
-                self._suspects.append(holding)
+                self._keep_suspect(holding, job)
             else:
                 self._start_run(holding, job)
         self.budget -= len(self.runs) - running
+
+    def _keep_suspect(self, holding: Holding, job: Job) -> None:
+        """Have a suspect wait until nothing is beside it. Others go back: it is to take none with it."""
+        if self._suspect is not None:
+            self._settler.release(holding)
+            return
+        log.warning("job killed its worker before, will run alone", extra={"fields": {"job": str(job.id)}})
+        self._suspect = holding
 
     async def _run_alone(self, suspect: Holding) -> None:
         """Start a suspect with nothing beside it. Its row is read again: it may have waited for long."""
@@ -282,7 +293,7 @@ class Turns:
     def _note_short_threads(self) -> None:
         """Say so once when jobs that wait for a thread have kept asynchronous ones from running for a while."""
         waiting = len(self._executor.waiting)
-        is_full = self._room() <= 0 and not self._suspects
+        is_full = self._room() <= 0 and self._suspect is None
         if not waiting or not is_full or not any(task.is_async for task in self._app.tasks.values()):
             self._short_of_threads_at = None
             return
@@ -337,10 +348,10 @@ class Turns:
 
     def hand_back_unstarted(self) -> None:
         """Release what has not started, jobs that wait for a thread among it."""
-        for holding in [*self._adopted, *self._suspects]:
+        for holding in [*self._adopted, *([] if self._suspect is None else [self._suspect])]:
             self._settler.release(holding)
         self._adopted.clear()
-        self._suspects.clear()
+        self._suspect = None
         for holding in self._executor.waiting:
             self._interrupt(holding)
 

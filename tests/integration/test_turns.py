@@ -455,6 +455,7 @@ async def test_a_job_that_killed_two_workers_runs_with_nothing_beside_it(bench: 
 
     gate.open.set()
     await until(lambda: not worker.turns.runs, "the innocent ended")
+    await settled(worker)
     await started(worker)
     await suspect_gate.arrived.wait()
     await started(worker)
@@ -466,6 +467,40 @@ async def test_a_job_that_killed_two_workers_runs_with_nothing_beside_it(bench: 
 
     assert beside == [1, 1]
     assert runs == [1]
+    await bench.assert_drained()
+
+
+async def test_nothing_but_the_suspect_stands_in_the_working_list_while_it_runs(bench: Bench) -> None:
+    """What stands there counts as started: a suspect that kills its worker would bury those that wait behind it."""
+    wait_at_gate, gate = gated(bench.app)
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    innocent_id = await bench.enqueue(note, 0)
+    suspects = [await bench.enqueue(wait_at_gate), await bench.enqueue(note, 1), await bench.enqueue(note, 2)]
+    await bench.db.execute("UPDATE jobq.outbox SET crashes = 2 WHERE id = ANY($1)", suspects)
+    await bench.relay()
+
+    await started(worker)
+    await until(lambda: not worker.turns.runs, "the innocent ended")
+    await started(worker)
+    assert not gate.arrived.is_set(), "the innocent is not settled yet"
+    await settled(worker)
+    await started(worker)
+    await gate.arrived.wait()
+
+    assert [raw[:32].decode() for raw in await bench.working(worker)] == [suspects[0].hex]
+    assert [raw[:32].decode() for raw in await bench.ready()] == [job_id.hex for job_id in suspects[1:]]
+
+    gate.open.set()
+    await until(lambda: not worker.turns.runs, "the suspect ended")
+    for _ in suspects[1:]:
+        await settled(worker)
+        await started(worker)
+        await settled(worker)
+        await turn(worker)
+
+    assert runs == [0, 1, 2]
+    assert await bench.row(innocent_id) is None
     await bench.assert_drained()
 
 
@@ -483,6 +518,7 @@ async def test_a_suspect_that_was_cancelled_while_it_waited_does_not_run(bench: 
     await bench.db.execute("DELETE FROM jobq.outbox WHERE id = $1", suspect_id)
     gate.open.set()
     await until(lambda: not worker.turns.runs, "the innocent ended")
+    await settled(worker)
     await started(worker)
     await until(lambda: not worker.turns.runs, "nothing runs")
     await settled(worker)
@@ -512,6 +548,7 @@ async def test_entries_adopted_while_a_suspect_waits_go_to_other_workers(bench: 
     assert await bench.ready() == fetched.entries
     gate.open.set()
     await until(lambda: not worker.turns.runs, "the innocent ended")
+    await settled(worker)
     await turn(worker)
     assert runs == [1]
     await turn(worker)
