@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 import anyio
 import click
@@ -28,10 +31,12 @@ def main(seconds: float, seed: int | None, faults: str | None, lease: float, rat
     names = list(FAULTS) if faults is None else [name for name in faults.split(",") if name != "none"]
     if strangers := set(names) - FAULTS.keys():
         raise click.UsageError(f"no fault {', '.join(sorted(strangers))}; there are {', '.join(FAULTS)}")
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     plan = Plan(
         seconds=seconds,
         seed=seed,
         faults=names,
+        folder=folder,
         shape=Shape(lease_s=lease, beat_s=lease / 6, orders_per_second=rate),
     )
     again = f"python3 dev.py chaos --seconds {seconds:g} --seed {seed} --lease {lease:g} --rate {rate:g}"
@@ -39,13 +44,12 @@ def main(seconds: float, seed: int | None, faults: str | None, lease: float, rat
     print(f"{again}\n", flush=True)
     try:
         outcome = anyio.run(run, plan, lambda line: print(line, flush=True))
-    except BaseException:
-        print(f"\nThe run broke off. Again: {again}", file=sys.stderr)
-        raise
+    except AssertionError as error:
+        sys.exit(f"\nThe run broke off: {error}\nLogs: {folder}\nAgain: {again}")
     print(f"\n{report.table(outcome)}\n\n{report.summary(outcome)}")
     if outcome.findings.broken:
-        print(f"\nAgain: {again}")
-        sys.exit(1)
+        sys.exit(f"\nLogs: {folder}\nAgain: {again}")
+    shutil.rmtree(folder)
 
 
 main()

@@ -39,6 +39,10 @@ CHECKS: dict[str, str] = {
         SELECT o.id, o.job_id, e.note FROM chaos.orders AS o JOIN chaos.effect AS e ON e.order_id = o.id
         WHERE o.kind = 'step' AND NOT EXISTS (
             SELECT FROM chaos.told AS t WHERE t.what = 'step ' || e.note AND t.order_id = o.job_id)""",
+    "I1 no order is gone but those whose commit PostgreSQL lost": """
+        SELECT t.order_id, t.at FROM chaos.told AS t WHERE t.what = 'kept'
+        AND NOT EXISTS (SELECT FROM chaos.orders AS o WHERE o.id = t.order_id)
+        AND NOT EXISTS (SELECT FROM chaos.rewound AS w WHERE t.at BETWEEN w.since AND w.until)""",
     "I2 nothing is there of an order that was rolled back": """
         SELECT t.order_id,
             EXISTS (SELECT FROM chaos.orders AS o WHERE o.id = t.order_id) AS row,
@@ -107,12 +111,17 @@ _DUPLICATES = f"""
     WITH ranked AS (
         SELECT *, row_number() OVER (PARTITION BY job_id, generation ORDER BY at) AS n FROM chaos.run
     )
-    SELECT r.at, r.job_id, r.generation, r.pid FROM ranked AS r
+    SELECT coalesce((
+        SELECT w.since FROM chaos.run AS before JOIN chaos.rewound AS w ON before.at BETWEEN w.since AND w.until
+        WHERE before.job_id = r.job_id AND before.generation = r.generation AND before.name <> r.name LIMIT 1
+    ), r.at) AS caused, r.job_id, r.generation, r.pid, r.at
+    FROM ranked AS r
     WHERE n > 1 OR EXISTS (
         SELECT FROM chaos.history AS h JOIN chaos.run AS before USING (job_id, generation)
         WHERE h.job_id = r.job_id AND h.next = r.generation AND {_IS_CRASH})
-    ORDER BY r.at"""
-"""A run of a generation that had one already, or of one that began because a run's worker died."""
+    ORDER BY caused"""
+"""A run of a generation that had one already, or of one that began because a run's worker died. Where PostgreSQL lost
+what the first of them did, that was the cause, however late the second comes."""
 
 _CRASHES = f"SELECT extract(epoch FROM at), job_id, generation FROM chaos.history WHERE {_IS_CRASH} ORDER BY at"
 _ENDS = "SELECT extract(epoch FROM at) FROM chaos.history WHERE next IS NULL ORDER BY at"
@@ -169,11 +178,8 @@ async def load(connection: asyncpg.Connection, folder: Path, windows: Sequence[W
         elif what == "step":
             told.append((words[1], f"step {words[0]}", at))
     told += [(words[1], words[0], at) for _, at, words in journal.read(folder, "order")]
-    orphans = [
-        (job_id, generation, window.strike.worker, window.strike.killed_at)
-        for window in windows
-        for job_id, generation in window.strike.orphans
-    ]
+    deaths = [death for window in windows for death in window.strike.deaths]
+    orphans = [(*key, death.worker, death.at) for death in deaths for key in death.orphans]
     rewound = [window.strike.rewound for window in windows if window.strike.rewound is not None]
     for table, records in (
         ("run", runs), ("run_end", ends), ("told", told), ("orphan", orphans), ("rewound", rewound),

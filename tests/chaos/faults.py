@@ -22,25 +22,40 @@ from tests.chaos.stage import Stage
 from tests.waiting import until
 
 
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A worker that was killed, and the jobs that it held, at their generation."""
+
+    worker: str
+    at: float
+    held: list[Key]
+    orphans: list[Key]
+    """Those of them whose rows were there a moment later: they are to run again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strike:
     """What a fault did."""
 
     bound: int
     """Duplicate runs that it may cause."""
-    orphans: list[Key] = field(default_factory=list)
-    """Jobs that a killed worker held, at their generation."""
-    worker: str = ""
-    """What the killed worker went by in Redis."""
-    killed_at: float | None = None
-    """When it was killed."""
     crashes: int = 0
     """Crashes that may be counted because of it."""
+    deaths: list[Death] = field(default_factory=list)
     rewound: tuple[float, float] | None = None
     """From when to when PostgreSQL answered with commits that it may then have lost."""
     since: float = field(default_factory=time.time)
     """From when on a repair is possible: the end of an outage, the moment of a kill."""
+    repaired_s: float | None = None
+    """How long the repair took, where the fault has waited for it."""
     note: str = ""
+
+    @classmethod
+    def of_deaths(cls, *deaths: Death, bound: int = 0) -> Strike:
+        held = sum(len(death.held) for death in deaths)
+        return cls(
+            bound=held + bound, crashes=held, deaths=list(deaths), since=deaths[-1].at, note=f"{held} jobs in hand"
+        )
 
 
 Strikes = Callable[[Stage, random.Random], Awaitable[Strike]]
@@ -90,22 +105,18 @@ async def kill_in_complete(stage: Stage, choose: random.Random) -> Strike:
 
 
 async def _kill(stage: Stage, victim: Process) -> Strike:
-    name = stage.name_of(victim)
     victim.kill()
-    killed_at = time.time()
-    in_hand = await stage.observer.in_hand(name)
-    # It is dead, and what it had committed is done: only a sweeper moves these on, a lease from now.
-    orphans = await stage.observer.at_generation(in_hand)
+    death = await death_of(stage, victim)
     stage.replace(victim)
-    return Strike(
-        bound=len(in_hand),
-        crashes=len(in_hand),
-        orphans=orphans,
-        worker=name,
-        killed_at=killed_at,
-        since=killed_at,
-        note=_jobs(orphans),
-    )
+    return Strike.of_deaths(death)
+
+
+async def death_of(stage: Stage, victim: Process) -> Death:
+    """What a worker left that has just died."""
+    at, name = time.time(), stage.name_of(victim)
+    held = await stage.observer.in_hand(name)
+    # What it had committed is done by now: only a sweeper moves the others on, a lease from its death.
+    return Death(name, at, held, await stage.observer.at_generation(held))
 
 
 @fault("SIGSTOP of a worker for 0.5 to 3 leases, then SIGCONT", bound=IN_HAND)
@@ -117,7 +128,7 @@ async def stop_worker(stage: Stage, choose: random.Random) -> Strike:
     await anyio.sleep(leases * stage.shape.lease_s)
     victim.signal(signal.SIGCONT)
     held = len(in_hand)
-    return Strike(bound=held, crashes=held, note=f"{_jobs(in_hand)}, {leases:.1f} leases")
+    return Strike(bound=held, crashes=held, note=f"{held} jobs in hand, {leases:.1f} leases")
 
 
 @fault("SIGTERM of a worker in the middle of jobs", bound=NONE)
@@ -150,12 +161,37 @@ async def stop_leader(stage: Stage, choose: random.Random) -> Strike:
     return Strike(bound=0, note=f"{leases:.1f} leases")
 
 
+@fault("SIGSTOP of the relay that leads, until the other has taken over", bound=NONE)
+async def usurp_leader(stage: Stage, choose: random.Random) -> Strike:
+    leader = await _leader(stage)
+    others = {relay: relay.said().count("relay leads") for relay in stage.relays if relay is not leader}
+    leader.signal(signal.SIGSTOP)
+    stopped_at = time.time()
+    try:
+        await until(
+            lambda: any(relay.said().count("relay leads") > before for relay, before in others.items()),
+            "the other relay leads", 60,
+        )  # fmt: skip
+        note = f"after {time.time() - stopped_at:.0f} s"
+        await anyio.sleep(choose.uniform(0.0, 1.0))
+    finally:
+        leader.signal(signal.SIGCONT)
+    return Strike(bound=0, note=note)
+
+
+@fault("SIGTERM of the relay that leads", bound=NONE)
+async def terminate_leader(stage: Stage, choose: random.Random) -> Strike:
+    leader = await _leader(stage)
+    since = time.time()
+    leader.signal(signal.SIGTERM)
+    stage.replace(leader)
+    code = await leader.ends()
+    assert code == 0, f"{leader.name} ended with {code} on SIGTERM:\n{leader.last_words()}"
+    return Strike(bound=0, since=since)
+
+
 async def _leader(stage: Stage) -> Process:
     await until(lambda: stage.leader() is not None, "a relay leads", 60)
     leader = stage.leader()
     assert leader is not None
     return leader
-
-
-def _jobs(keys: list[Key]) -> str:
-    return f"{len(keys)} jobs in hand"

@@ -23,6 +23,7 @@ Key = tuple[UUID, int]
 
 NAME = "chaos:observer"
 PATIENCE_S = 60.0
+_NAMED = {"application_name": NAME}
 
 
 class Observer:
@@ -33,6 +34,8 @@ class Observer:
         self._queues = queues
         self._connection: asyncpg.Connection | None = None
         self._turn = asyncio.Lock()
+        self._held: asyncpg.Connection | None = None
+        self._held_since = 0.0
         self.redis = connect(redis_url)
         self.broker: Broker
 
@@ -46,6 +49,7 @@ class Observer:
             yield observer
         finally:
             await observer.redis.aclose()
+            observer.let_go()
             if observer._connection is not None:
                 observer._connection.terminate()
 
@@ -55,8 +59,7 @@ class Observer:
         async def ask() -> list[Any]:
             async with self._turn:
                 if self._connection is None or self._connection.is_closed():
-                    settings = {"application_name": NAME}
-                    self._connection = await asyncpg.connect(self._database_url, server_settings=settings)
+                    self._connection = await asyncpg.connect(self._database_url, server_settings=_NAMED)
                 found: list[Any] = await self._connection.fetch(query, *values)
                 return found
 
@@ -64,6 +67,28 @@ class Observer:
 
     async def value(self, query: str, *values: Any) -> Any:
         return (await self.rows(query, *values))[0][0]
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
+        """A transaction on a connection of its own, for orders that a fault brings along."""
+        connection = await _patiently(lambda: asyncpg.connect(self._database_url))
+        try:
+            async with connection.transaction():
+                yield connection
+        finally:
+            connection.terminate()
+
+    async def hold(self) -> float:
+        """See to it that a transaction is open that has written and has a snapshot. Returns for how long it is."""
+        if self._held is None or self._held.is_closed():
+            self._held = await _patiently(lambda: asyncpg.connect(self._database_url, server_settings=_NAMED))
+            await self._held.execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT pg_current_xact_id()")
+            self._held_since = time.monotonic()
+        return time.monotonic() - self._held_since
+
+    def let_go(self) -> None:
+        if self._held is not None:
+            self._held.terminate()
 
     async def due(self) -> list[Key]:
         """The jobs that are committed and due, and not done."""

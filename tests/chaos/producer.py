@@ -14,7 +14,8 @@ import random
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
@@ -164,10 +165,12 @@ class Producer:
             connection = await self._connect()
             if connection is None:
                 break
-            with suppress(asyncpg.PostgresError, OSError, asyncpg.InterfaceError):
-                status = await connection.fetchval("SELECT pg_xact_status(CAST(CAST($1 AS text) AS xid8))", xid)
+            with _away(connection):
+                try:
+                    status = await connection.fetchval("SELECT pg_xact_status(CAST(CAST($1 AS text) AS xid8))", xid)
+                except asyncpg.InvalidParameterValueError:  # in the future: PostgreSQL has lost it
+                    return False
                 found = await connection.fetchval("SELECT true FROM chaos.orders WHERE id = $1", order.id)
-                connection.terminate()
                 if found:
                     return True
                 if status != "in progress":
@@ -187,17 +190,28 @@ class Producer:
         query = f"SELECT count(*) FROM (SELECT FROM jobq.outbox LIMIT {FULL + 1}) AS waiting"
         while not self._stopping.is_set():
             connection = await self._connect()
-            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            with _away(connection):
                 while connection is not None and not self._stopping.is_set():
                     self._is_full = await connection.fetchval(query) > FULL
                     await self._pause(0.5)
-            if connection is not None:
-                connection.terminate()
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
+
+
+@contextmanager
+def _away(connection: asyncpg.Connection | None) -> Iterator[None]:
+    """Use a connection for a while, which may end at any moment."""
+    try:
+        yield
+    except Exception as error:
+        if not is_unavailable(error):
+            raise
+    finally:
+        if connection is not None:
+            connection.terminate()
 
 
 if __name__ == "__main__":

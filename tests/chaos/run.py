@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -21,7 +20,7 @@ import asyncpg
 
 from jobq import embedded, migrate
 from jobq.outbox.database import Database
-from tests.chaos import app, leftovers, store_faults
+from tests.chaos import app, job_faults, leftovers, postgres_faults, store_faults
 from tests.chaos.checker import Findings, Window, check, load
 from tests.chaos.faults import FAULTS, Strike
 from tests.chaos.observer import Observer
@@ -30,8 +29,9 @@ from tests.chaos.stage import Shape, Stage
 from tests.chaos.tables import TABLES
 
 __all__ = ["Outcome", "Plan", "run"]
-_ = store_faults  # entered into the table by its import
+_ = (job_faults, postgres_faults, store_faults)  # they enter their faults into the table
 
+HELD = "hold_transaction"
 QUIET_S = 3.0
 """Load without a fault, at both ends of a run."""
 REPAIR_S = 60.0
@@ -48,6 +48,8 @@ class Plan:
     seconds: float
     seed: int
     faults: Sequence[str]
+    folder: Path
+    """For logs and journals; whoever makes it removes it."""
     shape: Shape = field(default_factory=Shape)
 
 
@@ -73,6 +75,7 @@ async def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
         await anyio.sleep(QUIET_S)
         stage.check()
         codes = await stage.stop_producers()
+        stage.observer.let_go()
         drained_s, findings = await _drain(stage)
         findings_of_stores = await leftovers.look(stage, codes)
         connection = await asyncpg.connect(stage.servers.database_url)
@@ -90,18 +93,17 @@ async def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
 
 @asynccontextmanager
 async def _opened(plan: Plan) -> AsyncIterator[Stage]:
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        servers = await asyncio.to_thread(embedded.start)
-        try:
-            await _prepare(servers.database_url)
-            async with Observer.open(servers.database_url, servers.redis_url, app.QUEUES) as observer:
-                stage = Stage(plan.shape, servers, Path(folder), plan.seed, observer)
-                try:
-                    yield stage
-                finally:
-                    stage.kill()
-        finally:
-            await asyncio.to_thread(servers.stop)
+    servers = await asyncio.to_thread(embedded.start)
+    try:
+        await _prepare(servers.database_url)
+        async with Observer.open(servers.database_url, servers.redis_url, app.QUEUES) as observer:
+            stage = Stage(plan.shape, servers, plan.folder, plan.seed, observer)
+            try:
+                yield stage
+            finally:
+                stage.kill()
+    finally:
+        await asyncio.to_thread(servers.stop)
 
 
 async def _prepare(url: str) -> None:
@@ -117,6 +119,8 @@ async def _break(stage: Stage, plan: Plan, windows: list[Window], say: Callable[
     """Strike after strike until the time is up, each once the one before is repaired."""
     ends_at = time.monotonic() + plan.seconds - 2 * QUIET_S
     for name, pause_s, choose in Schedule(plan.seed, plan.faults):
+        if HELD in plan.faults:
+            await stage.observer.hold()
         await anyio.sleep(pause_s)
         if time.monotonic() >= ends_at:
             return
@@ -136,7 +140,8 @@ async def _strike(stage: Stage, name: str, choose: random.Random, windows: list[
         stage.check()
         await anyio.sleep(0.05)
         waiting = await stage.observer.left_of(waiting)
-    window.recovery_s = time.time() - window.strike.since
+    repaired_s = window.strike.repaired_s
+    window.recovery_s = time.time() - window.strike.since if repaired_s is None else repaired_s
     assert not waiting, f"{name} is not repaired after {REPAIR_S:.0f} s: {len(waiting)} jobs, {waiting[:5]}"
     await stage.ready()
     return window

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import count
 
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 1.2
+
+
+RARE = ("flush_backlog", "usurp_leader")
+EVERY = 3
+"""What takes long comes in every third round, the first among them."""
 
 
 class Schedule:
@@ -17,8 +23,9 @@ class Schedule:
 
     def __iter__(self) -> Iterator[tuple[str, float, random.Random]]:
         """The name of a fault, the pause before it, and what it draws its choices from."""
-        while self._faults:
-            for name in self._choose.sample(self._faults, len(self._faults)):
+        for number in count() if self._faults else ():
+            faults = [name for name in self._faults if name not in RARE or number % EVERY == 0]
+            for name in self._choose.sample(faults, len(faults)):
                 pause_s = self._choose.uniform(SHORTEST_PAUSE_S, LONGEST_PAUSE_S)
                 # Its own source: how much one fault draws changes nothing for the next.
                 yield name, pause_s, random.Random(self._choose.getrandbits(64))

@@ -6,25 +6,22 @@ things, and put something in the place of what they broke.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobq.embedded import Servers
 from tests.chaos import app, journal
-from tests.chaos.observer import Key, Observer
+from tests.chaos.observer import Observer
 from tests.chaos.processes import Process
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 KILLED = 247
 _START_S = 120.0
-_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +49,7 @@ class Stage:
     """The processes of a run.
 
     1. `start` starts them and returns when each does its work;
-    2. faults kill, stop and replace them; `revive` puts a new one where one was to die;
+    2. faults kill and stop them, and `replace` those that ended;
     3. `check` raises when one ended that nobody told to;
     4. `stop` ends them as a deployment would, and returns their exit codes.
     """
@@ -123,20 +120,6 @@ class Stage:
         place = group.index(ended)
         group[place] = start()
         return group[place]
-
-    async def revive(self, seconds: float, until_true: asyncio.Event) -> list[tuple[float, list[Key]]]:
-        """Replace workers that a job kills, until told that it is over. Returns each death, and what was in hand."""
-        deaths = []
-        ends_at = time.monotonic() + seconds
-        while not until_true.is_set() and time.monotonic() < ends_at:
-            for worker in self.workers:
-                if worker.has_ended:
-                    assert await worker.ends() == KILLED, worker.last_words()
-                    deaths.append((time.time(), await self.observer.in_hand(self.name_of(worker))))
-                    self.replace(worker)
-                    await self.ready()
-            await asyncio.sleep(_LOOK_S)
-        return deaths
 
     def check(self) -> None:
         """Raise when a process ended that nobody told to."""
