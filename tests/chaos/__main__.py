@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 import shutil
 import sys
 import tempfile
@@ -17,39 +18,65 @@ from tests.chaos.run import Plan, run
 from tests.chaos.stage import Shape
 
 SHAPE = Shape()
+SOAKED = ("tests.chaos.store_faults", "tests.chaos.postgres_faults")
+"""Where the faults are that leave every process alive."""
 
 
 @click.command()
 @click.option("--seconds", default=60.0, show_default=True, type=click.FloatRange(min=10), help="Time under load.")
+@click.option("--rounds", type=click.IntRange(min=1), help="In place of a time: so many rounds of all faults.")
 @click.option("--seed", type=int, help="Repeat the order of faults of another run (default: a new one).")
 @click.option("--faults", metavar="NAME,...", help="These only; none: load without faults (default: all).")
 @click.option("--lease", default=SHAPE.lease_s, show_default=True, help="Seconds.")
 @click.option("--rate", default=SHAPE.orders_per_second, show_default=True, help="Orders per second.")
-def main(seconds: float, seed: int | None, faults: str | None, lease: float, rate: float) -> None:
+@click.option("--soak", is_flag=True, help="Leave all processes alive, and see whether they grow.")
+@click.option("--python", "pythons", multiple=True, help="Relays and workers take turns with these interpreters.")
+@click.option("--loop", "loops", multiple=True, help="The same for event loops: asyncio, uvloop.")
+def main(
+    seconds: float,
+    rounds: int | None,
+    seed: int | None,
+    faults: str | None,
+    lease: float,
+    rate: float,
+    soak: bool,
+    pythons: tuple[str, ...],
+    loops: tuple[str, ...],
+) -> None:
     """Break things for a while, and say whether anything was lost or happened twice."""
-    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
-    names = list(FAULTS) if faults is None else [name for name in faults.split(",") if name != "none"]
-    if strangers := set(names) - FAULTS.keys():
-        raise click.UsageError(f"no fault {', '.join(sorted(strangers))}; there are {', '.join(FAULTS)}")
-    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    plan = Plan(
-        seconds=seconds,
-        seed=seed,
-        faults=names,
-        folder=folder,
-        shape=Shape(lease_s=lease, beat_s=lease / 6, orders_per_second=rate),
-    )
-    again = f"python3 dev.py chaos --seconds {seconds:g} --seed {seed} --lease {lease:g} --rate {rate:g}"
-    again += f" --faults {faults}" if faults else ""
+    if seed is None:
+        seed = random.SystemRandom().randrange(10**6)
+        sys.argv += ["--seed", str(seed)]
+    again = f"python3 dev.py chaos {shlex.join(sys.argv[1:])}"
     print(f"{again}\n", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    shape = Shape(
+        lease_s=lease,
+        beat_s=lease / 6,
+        orders_per_second=rate,
+        pythons=pythons or SHAPE.pythons,
+        loops=loops or SHAPE.loops,
+        is_sampled=soak,
+    )
+    plan = Plan(seconds=seconds, rounds=rounds, seed=seed, faults=_chosen(faults, soak), folder=folder, shape=shape)
     try:
         outcome = anyio.run(run, plan, lambda line: print(line, flush=True))
     except AssertionError as error:
-        sys.exit(f"\nThe run broke off: {error}\nLogs: {folder}\nAgain: {again}")
+        sys.exit(f"\nThe run broke off: {error}\n\nLogs: {folder}\nAgain: {again}")
     print(f"\n{report.table(outcome)}\n\n{report.summary(outcome)}")
     if outcome.findings.broken:
         sys.exit(f"\nLogs: {folder}\nAgain: {again}")
     shutil.rmtree(folder)
 
 
-main()
+def _chosen(faults: str | None, soak: bool) -> list[str]:
+    if faults is None:
+        return [name for name, fault in FAULTS.items() if not soak or fault.strike.__module__ in SOAKED]
+    names = [name for name in faults.split(",") if name != "none"]
+    if strangers := set(names) - FAULTS.keys():
+        raise click.UsageError(f"no fault {', '.join(sorted(strangers))}; there are {', '.join(FAULTS)}")
+    return names
+
+
+if __name__ == "__main__":
+    main()

@@ -10,8 +10,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,21 @@ from jobq import Context, JobQ, Reject, RetryPolicy, Snooze
 from jobq.model import DeadJob
 from jobq.outbox import settle
 from tests.chaos.journal import VARIABLE, Journal
+from tests.chaos.samples import VARIABLE as SAMPLES
+from tests.chaos.samples import sample_tasks
 
 QUEUES = ("desk", "mail")
 SOON = RetryPolicy(max_attempts=25, delay=lambda attempt, error: 0.2 * min(attempt, 5))
 
-jobs = JobQ()
+
+@asynccontextmanager
+async def _watched() -> AsyncIterator[None]:
+    """Of a worker: have its reads noted while it serves."""
+    settle.read = _noting_read  # type: ignore[assignment]
+    yield
+
+
+jobs = JobQ(lifespan=_watched)
 
 _EFFECT = text("INSERT INTO chaos.effect VALUES (:order_id, :job_id, :generation, :note)")
 _ORDER = text("INSERT INTO chaos.orders (id, kind, job_id, failures) VALUES (:id, 'book', :job_id, 0)")
@@ -46,7 +56,7 @@ def journalled(ctx: Context, order: UUID) -> Iterator[None]:
     """A run, from its first moment to its last."""
     name = journal().name()
     seen = _read.pop(ctx.id, "unread")
-    journal().write("start", name, ctx.id, order, ctx.task, _generation(ctx), ctx.attempt, seen)
+    journal().write("start", name, ctx._run.worker, ctx.id, order, ctx.task, _generation(ctx), ctx.attempt, seen)
     outcome = "done"
     try:
         yield
@@ -171,4 +181,6 @@ def _generation(ctx: Context) -> int:
     return ctx._job.generation
 
 
-_own_read, settle.read = settle.read, _noting_read  # type: ignore[assignment]
+_own_read = settle.read
+if SAMPLES in os.environ:
+    sample_tasks(journal())

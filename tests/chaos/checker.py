@@ -73,6 +73,11 @@ CHECKS: dict[str, str] = {
             OR (next_attempts = attempts AND next_crashes = 0)
             OR ({_IS_FAILURE} AND next_crashes = 0)
             OR (next_attempts = attempts AND {_IS_CRASH}))""",
+    "I6 who ended a generation had run it": """
+        SELECT h.job_id, h.generation, h.by, h.at FROM chaos.history AS h
+        WHERE h.by ~ '^jobq:w-[0-9a-f]+(:settle)?$' AND NOT EXISTS (
+            SELECT FROM chaos.run AS r WHERE r.job_id = h.job_id AND r.generation = h.generation
+            AND r.worker = split_part(h.by, ':', 2))""",
     "I6 an attempt was counted for a run that failed": f"""
         SELECT h.job_id, h.generation, h.by FROM chaos.history AS h WHERE {_IS_FAILURE} AND NOT EXISTS (
             SELECT FROM chaos.run AS r JOIN chaos.run_end AS e USING (name)
@@ -104,7 +109,7 @@ CHECKS: dict[str, str] = {
             WHEN 'rejected' THEN o.kind = 'doomed' AND d.attempts = o.failures
             WHEN 'poison' THEN o.kind = 'die' AND d.crashes = 3 END, false)""",
     "I8 no run began when the end of its job could be seen": """
-        SELECT name, job_id, generation, at, pid, seen FROM chaos.run WHERE seen <> 'due'""",
+        SELECT name, job_id, generation, at, worker, seen FROM chaos.run WHERE seen <> 'due'""",
 }
 
 _DUPLICATES = f"""
@@ -114,7 +119,7 @@ _DUPLICATES = f"""
     SELECT coalesce((
         SELECT w.since FROM chaos.run AS before JOIN chaos.rewound AS w ON before.at BETWEEN w.since AND w.until
         WHERE before.job_id = r.job_id AND before.generation = r.generation AND before.name <> r.name LIMIT 1
-    ), r.at) AS caused, r.job_id, r.generation, r.pid, r.at
+    ), r.at) AS caused, r.job_id, r.generation, r.worker, r.at
     FROM ranked AS r
     WHERE n > 1 OR EXISTS (
         SELECT FROM chaos.history AS h JOIN chaos.run AS before USING (job_id, generation)
@@ -123,6 +128,9 @@ _DUPLICATES = f"""
 """A run of a generation that had one already, or of one that began because a run's worker died. Where PostgreSQL lost
 what the first of them did, that was the cause, however late the second comes."""
 
+_LOST = """
+    SELECT count(*) FROM chaos.told AS t
+    WHERE t.what = 'kept' AND NOT EXISTS (SELECT FROM chaos.orders AS o WHERE o.id = t.order_id)"""
 _CRASHES = f"SELECT extract(epoch FROM at), job_id, generation FROM chaos.history WHERE {_IS_CRASH} ORDER BY at"
 _ENDS = "SELECT extract(epoch FROM at) FROM chaos.history WHERE next IS NULL ORDER BY at"
 _RESTARTS = f"""
@@ -134,9 +142,9 @@ _RESTARTS = f"""
 
 @dataclass
 class Window:
-    """The time from one fault to the next."""
+    """The time from one fault, or two of them, to the next."""
 
-    fault: str
+    faults: tuple[str, ...]
     since: float
     strike: Strike
     recovery_s: float = 0.0
@@ -156,6 +164,8 @@ class Findings:
     jobs: int = 0
     runs: int = 0
     duplicates: int = 0
+    lost: int = 0
+    """Orders whose COMMIT was answered and that PostgreSQL then lost."""
 
     def add(self, invariant: str, *lines: str) -> None:
         if lines:
@@ -169,10 +179,10 @@ async def load(connection: asyncpg.Connection, folder: Path, windows: Sequence[W
         "CREATE TABLE chaos.rewound (since double precision, until double precision)"
     )
     runs, ends, told = [], [], []
-    for pid, at, (what, *words) in journal.read(folder, "run"):
+    for _, at, (what, *words) in journal.read(folder, "run"):
         if what == "start":
-            name, job_id, order_id, task, generation, attempt, seen = words
-            runs.append((name, at, pid, job_id, order_id, task, int(generation), int(attempt), seen))
+            name, worker, job_id, order_id, task, generation, attempt, seen = words
+            runs.append((name, at, worker, job_id, order_id, task, int(generation), int(attempt), seen))
         elif what == "end":
             ends.append((words[0], at, words[1]))
         elif what == "step":
@@ -180,7 +190,7 @@ async def load(connection: asyncpg.Connection, folder: Path, windows: Sequence[W
     told += [(words[1], words[0], at) for _, at, words in journal.read(folder, "order")]
     deaths = [death for window in windows for death in window.strike.deaths]
     orphans = [(*key, death.worker, death.at) for death in deaths for key in death.orphans]
-    rewound = [window.strike.rewound for window in windows if window.strike.rewound is not None]
+    rewound = [times for window in windows for times in window.strike.rewound]
     for table, records in (
         ("run", runs), ("run_end", ends), ("told", told), ("orphan", orphans), ("rewound", rewound),
     ):  # fmt: skip
@@ -195,6 +205,7 @@ async def check(connection: asyncpg.Connection, windows: Sequence[Window]) -> Fi
         found.add(name, *[_shown(row) for row in await connection.fetch(f"{query} LIMIT {SHOWN}")])
     found.jobs = await connection.fetchval("SELECT count(*) FROM chaos.history WHERE next IS NULL")
     found.runs = await connection.fetchval("SELECT count(*) FROM chaos.run")
+    found.lost = await connection.fetchval(_LOST)
     found.restarts_s = [row[0] for row in await connection.fetch(_RESTARTS)]
     for row in await connection.fetch(_DUPLICATES):
         _window(windows, row[0]).duplicates.append(tuple(row))
@@ -209,7 +220,7 @@ async def check(connection: asyncpg.Connection, windows: Sequence[Window]) -> Fi
 
 
 def _judge(found: Findings, window: Window) -> None:
-    strike, where = window.strike, f"{window.fault} at {window.since:.3f}"
+    strike, where = window.strike, f"{' + '.join(window.faults)} at {window.since:.3f}"
     if len(window.duplicates) > strike.bound:
         found.add(
             "I5 duplicate runs stay under the bound of the fault",

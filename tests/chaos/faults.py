@@ -42,13 +42,23 @@ class Strike:
     crashes: int = 0
     """Crashes that may be counted because of it."""
     deaths: list[Death] = field(default_factory=list)
-    rewound: tuple[float, float] | None = None
+    rewound: list[tuple[float, float]] = field(default_factory=list)
     """From when to when PostgreSQL answered with commits that it may then have lost."""
     since: float = field(default_factory=time.time)
     """From when on a repair is possible: the end of an outage, the moment of a kill."""
     repaired_s: float | None = None
     """How long the repair took, where the fault has waited for it."""
     note: str = ""
+
+    def then(self, other: Strike) -> Strike:
+        """Both, one upon the other. Redis may have lost what the dead held: nobody can say who was to sweep it."""
+        return Strike(
+            bound=self.bound + other.bound,
+            crashes=self.crashes + other.crashes,
+            rewound=self.rewound + other.rewound,
+            since=max(self.since, other.since),
+            note="; ".join(filter(None, (self.note, other.note))),
+        )
 
     @classmethod
     def of_deaths(cls, *deaths: Death, bound: int = 0) -> Strike:
@@ -122,7 +132,7 @@ async def death_of(stage: Stage, victim: Process) -> Death:
 @fault("SIGSTOP of a worker for 0.5 to 3 leases, then SIGCONT", bound=IN_HAND)
 async def stop_worker(stage: Stage, choose: random.Random) -> Strike:
     victim = choose.choice(stage.workers)
-    leases = choose.uniform(0.5, 3.0)
+    leases = choose.choice([choose.uniform(0.5, 1.2), choose.uniform(1.2, 1.8), choose.uniform(1.8, 3.0)])
     victim.signal(signal.SIGSTOP)
     in_hand = await stage.observer.in_hand(stage.name_of(victim))
     await anyio.sleep(leases * stage.shape.lease_s)

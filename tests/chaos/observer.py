@@ -104,6 +104,21 @@ class Observer:
         rows = await self.rows(query, [id_ for id_, _ in keys], [generation for _, generation in keys])
         return [(row[0], row[1]) for row in rows]
 
+    async def whereabouts(self, keys: Sequence[Key], most: int = 5) -> str:
+        """What both stores hold of some jobs, for whoever looks into a run that failed."""
+        lines = []
+        for id_, _ in keys[:most]:
+            rows = await self.rows("SELECT * FROM jobq.outbox WHERE id = $1", id_)
+            history = await self.rows("SELECT * FROM chaos.history WHERE job_id = $1 ORDER BY at", id_)
+            lines += [f"  {dict(row)}" for row in (*rows, *history)]
+            async for key in self.redis.scan_iter(count=1000):
+                if key.endswith(b":known"):
+                    lines.append(f"  {key.decode()}: {await self.redis.hget(key, id_.hex)}")
+                elif await self.redis.type(key) == b"list":
+                    held = [raw for raw in await self.redis.lrange(key, 0, -1) if raw.startswith(id_.hex.encode())]
+                    lines += [f"  {key.decode()}: {raw.decode()}" for raw in held]
+        return "\n".join(lines)
+
     async def at_generation(self, keys: Sequence[Key]) -> list[Key]:
         """Those whose rows are at that very generation."""
         rows = await self.rows("SELECT id, generation FROM jobq.outbox WHERE id = ANY($1)", [id_ for id_, _ in keys])

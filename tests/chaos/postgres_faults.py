@@ -51,7 +51,7 @@ async def forgetful_postgres(stage: Stage, choose: random.Random) -> Strike:
     until = time.time()
     await asyncio.to_thread(postgres.start)
     begun = RUNS_A_JOB * stage.shape.orders_per_second * (until - since)
-    return Strike(bound=2 * stage.shape.capacity + round(begun), rewound=(since, time.time()))
+    return Strike(bound=2 * stage.shape.capacity + round(begun), rewound=[(since, time.time())])
 
 
 @fault("a transaction held open for the whole run", bound=NONE)

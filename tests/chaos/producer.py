@@ -28,8 +28,9 @@ from tests.chaos.journal import VARIABLE, Journal
 
 LANES = 6
 """Transactions that one producer has open at the same time."""
-FULL = 15_000
-"""Jobs that wait, beyond which it takes no orders: the machine may be slow."""
+FULL, EMPTY = 2_000, 200
+"""Jobs that wait, beyond which it takes no orders until few are left: the machine may be slow, and what is least urgent
+would wait for ever."""
 ROLLED_BACK = 0.08
 SENT_TWICE = 0.05
 SERIALIZABLE = 0.06
@@ -192,7 +193,7 @@ class Producer:
             connection = await self._connect()
             with _away(connection):
                 while connection is not None and not self._stopping.is_set():
-                    self._is_full = await connection.fetchval(query) > FULL
+                    self._is_full = await connection.fetchval(query) > (EMPTY if self._is_full else FULL)
                     await self._pause(0.5)
 
     async def _pause(self, seconds: float) -> None:

@@ -7,7 +7,10 @@ from collections import defaultdict
 from tests.chaos.checker import Window
 from tests.chaos.faults import FAULTS
 from tests.chaos.run import Outcome
+from tests.chaos.samples import Growth
 
+PAIR = "two of these, the second before the first was repaired"
+NO_FAULT = "no fault"
 INVARIANTS = {
     "I1": "every committed order has exactly one effect",
     "I2": "nothing ran, and no effect exists, for an order that was rolled back",
@@ -24,31 +27,35 @@ def table(outcome: Outcome) -> str:
     """The faults, as a table in Markdown."""
     groups: dict[str, list[Window]] = defaultdict(list)
     for window in outcome.windows:
-        groups[window.fault].append(window)
-    lines = [
-        "| fault | count | jobs | duplicate runs | allowed | slowest recovery |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name in [*([name for name in FAULTS if name in groups]), *([n for n in groups if n not in FAULTS])]:
-        windows = groups[name]
-        about = FAULTS[name].about if name in FAULTS else "no fault"
-        count = len(windows) if name in FAULTS else 0
-        jobs = sum(window.jobs for window in windows)
-        duplicates = sum(len(window.duplicates) for window in windows)
-        allowed = sum(window.strike.bound for window in windows)
-        slowest = f"{max(window.recovery_s for window in windows):.1f} s" if name in FAULTS else ""
-        lines.append(f"| {about} | {count} | {jobs:,} | {duplicates} | {allowed} | {slowest} |")
+        groups[_group(window)].append(window)
+    lines = ["| fault | count | jobs | duplicate runs | allowed | slowest recovery |", "|---|---|---|---|---|---|"]
+    for about in [*(fault.about for fault in FAULTS.values()), PAIR, NO_FAULT]:
+        if windows := groups.get(about):
+            count = len(windows) if about != NO_FAULT else ""
+            jobs = sum(window.jobs for window in windows)
+            duplicates = sum(len(window.duplicates) for window in windows)
+            allowed = sum(window.strike.bound for window in windows)
+            slowest = f"{max(window.recovery_s for window in windows):.1f} s" if about != NO_FAULT else ""
+            lines.append(f"| {about} | {count} | {jobs:,} | {duplicates} | {allowed} | {slowest} |")
     return "\n".join(lines)
+
+
+def _group(window: Window) -> str:
+    if len(window.faults) > 1:
+        return PAIR
+    return FAULTS[window.faults[0]].about if window.faults else NO_FAULT
 
 
 def summary(outcome: Outcome) -> str:
     """Everything but the table."""
     found = outcome.findings
-    faults = sum(window.fault in FAULTS for window in outcome.windows)
+    faults = sum(len(window.faults) for window in outcome.windows)
     lines = [
         f"{faults} faults, {found.jobs:,} jobs, {found.runs:,} runs, {found.duplicates} of them duplicates; "
-        f"drained in {outcome.drained_s:.1f} s; {outcome.lasted_s:.0f} s in all.",
+        f"{found.lost} commits lost by PostgreSQL.",
+        f"Drained in {outcome.drained_s:.1f} s; {outcome.lasted_s:.0f} s in all.",
         restarts(found.restarts_s, outcome.plan.shape.lease_s),
+        *growth(outcome.growth),
         "",
     ]
     for number, says in INVARIANTS.items():
@@ -57,6 +64,14 @@ def summary(outcome: Outcome) -> str:
         for name, what in broken.items():
             lines += [f"    {name}, but:", *[f"        {line}" for line in what]]
     return "\n".join(lines)
+
+
+def growth(found: list[Growth]) -> list[str]:
+    """The figures of every process, first quarter against last."""
+    lines: dict[str, list[str]] = defaultdict(list)
+    for one in found:
+        lines[one.process].append(f"{one.figure} {one.first:.0f} -> {one.last:.0f}")
+    return [f"{process}: {', '.join(figures)}" for process, figures in lines.items()]
 
 
 def restarts(seconds: list[float], lease_s: float) -> str:

@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from tests.chaos import app, job_faults, leftovers, postgres_faults, store_fault
 from tests.chaos.checker import Findings, Window, check, load
 from tests.chaos.faults import FAULTS, Strike
 from tests.chaos.observer import Observer
+from tests.chaos.samples import Growth, Sampler
 from tests.chaos.schedule import Schedule
 from tests.chaos.stage import Shape, Stage
 from tests.chaos.tables import TABLES
@@ -51,6 +52,8 @@ class Plan:
     folder: Path
     """For logs and journals; whoever makes it removes it."""
     shape: Shape = field(default_factory=Shape)
+    rounds: int | None = None
+    """End after so many rounds of all faults, however long they take."""
 
 
 @dataclass
@@ -60,6 +63,7 @@ class Outcome:
     plan: Plan
     windows: list[Window]
     findings: Findings
+    growth: list[Growth]
     drained_s: float = 0.0
     lasted_s: float = 0.0
 
@@ -67,12 +71,14 @@ class Outcome:
 async def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
     """Run the plan. Raises AssertionError where the run itself breaks off: a process ended, say."""
     began_at = time.monotonic()
+    sampler = Sampler(plan.folder)
     async with _opened(plan) as stage:
         await stage.start()
-        windows = [Window("(no fault)", time.time(), Strike(bound=0))]
-        await anyio.sleep(QUIET_S)
-        await _break(stage, plan, windows, say)
-        await anyio.sleep(QUIET_S)
+        windows = [Window((), time.time(), Strike(bound=0))]
+        with sampler.running(lambda: (*stage.relays, *stage.workers)) if plan.shape.is_sampled else nullcontext():
+            await anyio.sleep(QUIET_S)
+            await _break(stage, plan, windows, say)
+            await anyio.sleep(QUIET_S)
         stage.check()
         codes = await stage.stop_producers()
         stage.observer.let_go()
@@ -88,7 +94,9 @@ async def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
             found.add(name, *lines)
     if directory.exists():
         found.add("I7 nothing is left behind", f"the directory {directory}")
-    return Outcome(plan, windows, found, drained_s, time.monotonic() - began_at)
+    growth = sampler.growth()
+    found.add("I7 nothing grows", *[str(one) for one in growth if not one.is_flat])
+    return Outcome(plan, windows, found, growth, drained_s, time.monotonic() - began_at)
 
 
 @asynccontextmanager
@@ -117,32 +125,39 @@ async def _prepare(url: str) -> None:
 
 async def _break(stage: Stage, plan: Plan, windows: list[Window], say: Callable[[str], None]) -> None:
     """Strike after strike until the time is up, each once the one before is repaired."""
-    ends_at = time.monotonic() + plan.seconds - 2 * QUIET_S
-    for name, pause_s, choose in Schedule(plan.seed, plan.faults):
+    began_at = time.monotonic()
+    ends_at = began_at + plan.seconds - 2 * QUIET_S
+    for names, pause_s, choose in Schedule(plan.seed, plan.faults, rounds=plan.rounds):
         if HELD in plan.faults:
             await stage.observer.hold()
         await anyio.sleep(pause_s)
-        if time.monotonic() >= ends_at:
+        if plan.rounds is None and time.monotonic() >= ends_at:
             return
-        window = await _strike(stage, name, choose, windows)
-        say(_line(window, time.monotonic() - ends_at + plan.seconds))
-    await anyio.sleep(max(0.0, ends_at - time.monotonic()))
+        window = await _strike(stage, names, choose, windows)
+        say(_line(window, time.monotonic() - began_at))
+    if plan.rounds is None:
+        await anyio.sleep(max(0.0, ends_at - time.monotonic()))
 
 
-async def _strike(stage: Stage, name: str, choose: random.Random, windows: list[Window]) -> Window:
+async def _strike(stage: Stage, names: tuple[str, ...], choose: random.Random, windows: list[Window]) -> Window:
     # Before it strikes: what it causes at once is its own.
-    window = Window(name, time.time(), Strike(bound=sys.maxsize))
+    window = Window(names, time.time(), Strike(bound=sys.maxsize))
     windows.append(window)
-    window.strike = await FAULTS[name].strike(stage, choose)
+    window.strike = await FAULTS[names[0]].strike(stage, choose)
+    for name in names[1:]:
+        await stage.ready()
+        window.strike = window.strike.then(await FAULTS[name].strike(stage, choose))
     waiting = await stage.observer.due()
     ends_at = time.monotonic() + REPAIR_S
-    while waiting and time.monotonic() < ends_at:
+    while waiting:
         stage.check()
         await anyio.sleep(0.05)
         waiting = await stage.observer.left_of(waiting)
+        if time.monotonic() > ends_at:
+            where = await stage.observer.whereabouts(waiting)
+            raise AssertionError(f"{names} not repaired after {REPAIR_S:.0f} s, {len(waiting)} jobs left:\n{where}")
     repaired_s = window.strike.repaired_s
     window.recovery_s = time.time() - window.strike.since if repaired_s is None else repaired_s
-    assert not waiting, f"{name} is not repaired after {REPAIR_S:.0f} s: {len(waiting)} jobs, {waiting[:5]}"
     await stage.ready()
     return window
 
@@ -150,7 +165,7 @@ async def _strike(stage: Stage, name: str, choose: random.Random, windows: list[
 def _line(window: Window, at_s: float) -> str:
     strike = window.strike
     note = f" ({strike.note})" if strike.note else ""
-    return f"{at_s:6.1f} s  {window.fault}{note}: repaired after {window.recovery_s:.1f} s"
+    return f"{at_s:7.1f} s  {' + '.join(window.faults)}{note}: repaired after {window.recovery_s:.1f} s"
 
 
 async def _drain(stage: Stage) -> tuple[float, Findings]:

@@ -11,15 +11,17 @@ import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import cycle, product
 from pathlib import Path
 
 from jobq.embedded import Servers
-from tests.chaos import app, journal
+from tests.chaos import app, journal, samples
 from tests.chaos.observer import Observer
 from tests.chaos.processes import Process
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
+APP = "tests.chaos.app:jobs"
 KILLED = 247
 _START_S = 120.0
 
@@ -36,7 +38,9 @@ class Shape:
     beat_s: float = 0.4
     orders_per_second: float = 160.0
     pythons: tuple[str, ...] = (sys.executable,)
-    loop: str = "auto"
+    loops: tuple[str, ...] = ("auto",)
+    is_sampled: bool = False
+    """Whether the processes count their tasks."""
 
     @property
     def capacity(self) -> int:
@@ -67,7 +71,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         self._count = 0
-        self._python = 0
+        self._runtimes = cycle(product(self.shape.loops, self.shape.pythons))
         variables = {name: value for name, value in os.environ.items() if not name.startswith("JOBQ_")}
         self._environment = {
             **variables,
@@ -79,6 +83,7 @@ class Stage:
             "JOBQ_BEAT": str(self.shape.beat_s),
             "JOBQ_LOG_FORMAT": "text",
             journal.VARIABLE: str(self.folder),
+            **({samples.VARIABLE: "1"} if self.shape.is_sampled else {}),
         }
 
     async def start(self) -> None:
@@ -147,16 +152,14 @@ class Stage:
             process.kill()
 
     def _relay(self) -> Process:
-        return self._add("relay", [self._next_python(), "-m", "jobq", "relay", "--loop", self.shape.loop])
+        loop, python = next(self._runtimes)
+        return self._add("relay", [python, "-m", "jobq", "relay", APP, "--loop", loop])
 
     def _worker(self) -> Process:
         options = ["-q", ",".join(app.QUEUES), "-c", str(self.shape.slots), "--threads", "4", "--grace", "2"]
-        command = ["-m", "jobq", "worker", "tests.chaos.app:jobs", "--log-level", "warning", "--loop", self.shape.loop]
-        return self._add("worker", [self._next_python(), *command, *options])
-
-    def _next_python(self) -> str:
-        self._python += 1
-        return self.shape.pythons[self._python % len(self.shape.pythons)]
+        loop, python = next(self._runtimes)
+        command = [python, "-m", "jobq", "worker", APP, "--log-level", "warning", "--loop", loop]
+        return self._add("worker", [*command, *options])
 
     def _add(self, kind: str, command: list[str]) -> Process:
         self._count += 1

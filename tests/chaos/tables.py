@@ -17,7 +17,7 @@ TABLES = """
     );
     CREATE INDEX ON chaos.history (job_id);
     CREATE TABLE chaos.run (
-        name text, at double precision, pid int, job_id uuid, order_id uuid, task text, generation int, attempt int,
+        name text, at double precision, worker text, job_id uuid, order_id uuid, task text, generation int, attempt int,
         seen text
     );
     CREATE TABLE chaos.run_end (name text, at double precision, outcome text);
