@@ -28,7 +28,7 @@ from tests.chaos.journal import VARIABLE, Journal
 
 LANES = 6
 """Transactions that one producer has open at the same time."""
-FULL, EMPTY = 2_000, 200
+FULL, EMPTY = 1_000, 20
 """Jobs that wait, beyond which it takes no orders until few are left: the machine may be slow, and what is least urgent
 would wait for ever."""
 ROLLED_BACK = 0.08

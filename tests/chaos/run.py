@@ -35,7 +35,7 @@ _ = (job_faults, postgres_faults, store_faults)  # they enter their faults into 
 HELD = "hold_transaction"
 QUIET_S = 3.0
 """Load without a fault, at both ends of a run."""
-REPAIR_S = 60.0
+REPAIR_S = 120.0
 """How long a repair may take at all; the machine may be slow."""
 DRAIN_S = 10.0
 """I3: from the last order on, beside a lease and the time that the jobs take which wait by then."""
@@ -74,6 +74,8 @@ async def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
     sampler = Sampler(plan.folder)
     async with _opened(plan) as stage:
         await stage.start()
+        while not await stage.observer.rows("SELECT FROM chaos.effect LIMIT 1"):
+            await anyio.sleep(0.05)
         windows = [Window((), time.time(), Strike(bound=0))]
         with sampler.running(lambda: (*stage.relays, *stage.workers)) if plan.shape.is_sampled else nullcontext():
             await anyio.sleep(QUIET_S)
@@ -155,7 +157,8 @@ async def _strike(stage: Stage, names: tuple[str, ...], choose: random.Random, w
         waiting = await stage.observer.left_of(waiting)
         if time.monotonic() > ends_at:
             where = await stage.observer.whereabouts(waiting)
-            raise AssertionError(f"{names} not repaired after {REPAIR_S:.0f} s, {len(waiting)} jobs left:\n{where}")
+            what = f"{' + '.join(names)} is not repaired after {REPAIR_S:.0f} s"
+            raise AssertionError(f"I3 is broken: {what}, {len(waiting)} jobs are left:\n{where}")
     repaired_s = window.strike.repaired_s
     window.recovery_s = time.time() - window.strike.since if repaired_s is None else repaired_s
     await stage.ready()
