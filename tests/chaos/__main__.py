@@ -32,6 +32,7 @@ SOAKED = ("tests.chaos.store_faults", "tests.chaos.postgres_faults")
 @click.option("--soak", is_flag=True, help="Leave all processes alive, and see whether they grow.")
 @click.option("--python", "pythons", multiple=True, help="Relays and workers take turns with these interpreters.")
 @click.option("--loop", "loops", multiple=True, help="The same for event loops: asyncio, uvloop.")
+@click.option("--write", "page", type=click.Path(path_type=Path), help="Put the result into this page.")
 def main(
     seconds: float,
     rounds: int | None,
@@ -42,6 +43,7 @@ def main(
     soak: bool,
     pythons: tuple[str, ...],
     loops: tuple[str, ...],
+    page: Path | None,
 ) -> None:
     """Break things for a while, and say whether anything was lost or happened twice."""
     if seed is None:
@@ -64,6 +66,8 @@ def main(
     except AssertionError as error:
         sys.exit(f"\nThe run broke off: {error}\n\nLogs: {folder}\nAgain: {again}")
     print(f"\n{report.table(outcome)}\n\n{report.summary(outcome)}")
+    if page is not None:
+        report.write(page, again, outcome)
     if outcome.findings.broken:
         sys.exit(f"\nLogs: {folder}\nAgain: {again}")
     shutil.rmtree(folder)

@@ -37,9 +37,7 @@ async def terminate_backends(stage: Stage, choose: random.Random) -> Strike:
     return Strike(bound=stage.shape.capacity, note=f"{len(ended)} backends")
 
 
-@fault(
-    "`synchronous_commit = off` for some seconds, then a crash", bound="every run whose commit was lost, and as above"
-)
+@fault("`synchronous_commit = off` for some seconds, then a crash", bound="every run of the time that was lost")
 async def forgetful_postgres(stage: Stage, choose: random.Random) -> Strike:
     """Orders, jobs and effects of these seconds are lost together, or none of one transaction."""
     postgres, seconds = stage.servers.postgres, choose.uniform(1.0, 3.0)

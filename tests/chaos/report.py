@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 
 from tests.chaos.checker import Window
 from tests.chaos.faults import FAULTS
 from tests.chaos.run import Outcome
 from tests.chaos.samples import Growth
 
+BEGINS, ENDS = "<!-- the run begins -->", "<!-- the run ends -->"
 PAIR = "two of these, the second before the first was repaired"
 NO_FAULT = "no fault"
 INVARIANTS = {
@@ -21,6 +23,14 @@ INVARIANTS = {
     "I7": "nothing leaked",
     "I8": "no completed job started again",
 }
+
+
+def write(page: Path, command: str, outcome: Outcome) -> None:
+    """Put a run's result between the two marks of a page."""
+    before, rest = page.read_text(encoding="utf-8").split(BEGINS)
+    _, after = rest.split(ENDS)
+    told = f"```\n{command}\n```\n\n{table(outcome)}\n\n```\n{summary(outcome)}\n```"
+    page.write_text(f"{before}{BEGINS}\n\n{told}\n\n{ENDS}{after}", encoding="utf-8")
 
 
 def table(outcome: Outcome) -> str:

@@ -28,6 +28,7 @@ from tests.chaos.samples import Growth, Sampler
 from tests.chaos.schedule import Schedule
 from tests.chaos.stage import Shape, Stage
 from tests.chaos.tables import TABLES
+from tests.waiting import until
 
 __all__ = ["Outcome", "Plan", "run"]
 _ = (job_faults, postgres_faults, store_faults)  # they enter their faults into the table
@@ -74,8 +75,9 @@ async def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
     sampler = Sampler(plan.folder)
     async with _opened(plan) as stage:
         await stage.start()
-        while not await stage.observer.rows("SELECT FROM chaos.effect LIMIT 1"):
-            await anyio.sleep(0.05)
+        await until(
+            lambda: stage.observer.rows("SELECT FROM chaos.effect LIMIT 1"), "the first order is done", REPAIR_S
+        )
         windows = [Window((), time.time(), Strike(bound=0))]
         with sampler.running(lambda: (*stage.relays, *stage.workers)) if plan.shape.is_sampled else nullcontext():
             await anyio.sleep(QUIET_S)

@@ -12,15 +12,15 @@ import pytest
 
 from tests.chaos import checker
 from tests.chaos.checker import Findings, Window
-from tests.chaos.faults import Death, Strike
+from tests.chaos.faults import FAULTS, Death, Strike
 from tests.chaos.processes import Process
-from tests.chaos.report import INVARIANTS
+from tests.chaos.report import BEGINS, ENDS, INVARIANTS
 from tests.chaos.schedule import Schedule
 from tests.chaos.tables import TABLES
 
 ROOT = Path(__file__).parents[2]
-FAULTS = "kill_in_complete,stop_worker,terminate_worker,kill_leader,flushall,kill_redis,client_kill,crash_postgres"
-RUN = ["--rounds", "1", "--seed", "3", "--lease", "4", "--rate", "60", "--faults", FAULTS]
+ROUND = "kill_in_complete,stop_worker,terminate_worker,kill_leader,flushall,kill_redis,client_kill,crash_postgres"
+RUN = ["--rounds", "1", "--seed", "3", "--lease", "4", "--rate", "60", "--faults", ROUND]
 A = UUID(int=1)
 JOB = UUID(int=11)
 
@@ -55,6 +55,14 @@ def test_every_fault_leaves_the_draws_of_the_next_alone() -> None:
                 choose.random()
 
     assert drawn[: len(drawn) // 2] == drawn[len(drawn) // 2 :]
+
+
+def test_the_page_names_every_fault_with_its_bound_and_every_check() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    faults = [f"| {fault.about} | {fault.bound} |" for fault in FAULTS.values()]
+    checks = [f"- {name}" for name in PLANTED if not name.startswith("I5")]
+
+    assert [line for line in (*faults, *checks, BEGINS, ENDS) if f"{line}\n" not in page] == []
 
 
 # --- the checker -----------------------------------------------------------------------------------------------------
