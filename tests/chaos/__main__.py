@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shlex
 import shutil
@@ -56,7 +57,7 @@ def main(
         lease_s=lease,
         beat_s=lease / 6,
         orders_per_second=rate,
-        pythons=pythons or SHAPE.pythons,
+        pythons=tuple(map(os.path.abspath, pythons)) or SHAPE.pythons,
         loops=loops or SHAPE.loops,
         is_sampled=soak,
     )

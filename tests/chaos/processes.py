@@ -16,8 +16,9 @@ from tests.waiting import until
 class Process:
     """One process. Its output goes to a log."""
 
-    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path):
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path, runtime: str = ""):
         self.name = name
+        self.runtime = runtime
         self.log = log
         orders = (str(os.getpid()), "-1", "-1", str(int(signal.SIGKILL)))
         with log.open("ab") as output:

@@ -84,9 +84,9 @@ class Sampler:
         while True:
             for process in processes():
                 if not process.has_ended:
-                    self._names[process.pid] = process.name
+                    name = self._names[process.pid] = f"{process.name} ({process.runtime})"
                     kib, files, threads = process.size()
-                    self._add(process.name, MiB=kib / 1024, files=files, threads=threads)
+                    self._add(name, MiB=kib / 1024, files=files, threads=threads)
             await anyio.sleep(EVERY_S)
 
     def growth(self) -> list[Growth]:

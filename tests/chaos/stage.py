@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import cycle, product
 from pathlib import Path
 
@@ -152,19 +154,22 @@ class Stage:
             process.kill()
 
     def _relay(self) -> Process:
-        loop, python = next(self._runtimes)
-        return self._add("relay", [python, "-m", "jobq", "relay", APP, "--loop", loop])
+        return self._serving("relay", [])
 
     def _worker(self) -> Process:
         options = ["-q", ",".join(app.QUEUES), "-c", str(self.shape.slots), "--threads", "4", "--grace", "2"]
-        loop, python = next(self._runtimes)
-        command = [python, "-m", "jobq", "worker", APP, "--log-level", "warning", "--loop", loop]
-        return self._add("worker", [*command, *options])
+        return self._serving("worker", ["--log-level", "warning", *options])
 
-    def _add(self, kind: str, command: list[str]) -> Process:
+    def _serving(self, kind: str, options: list[str]) -> Process:
+        loop, python = next(self._runtimes)
+        return self._add(
+            kind, [python, "-m", "jobq", kind, APP, "--loop", loop, *options], f"{_version(python)}, {loop}"
+        )
+
+    def _add(self, kind: str, command: list[str], runtime: str = "") -> Process:
         self._count += 1
         name = f"{kind}-{self._count}"
-        return Process(name, command, self._environment, self.folder / f"{name}.log")
+        return Process(name, command, self._environment, self.folder / f"{name}.log", runtime)
 
     def _last_words(self) -> str:
         return "".join(f"\n{process.last_words(3)}" for process in self.all)
@@ -174,6 +179,11 @@ async def _stopped(processes: Iterable[Process]) -> list[tuple[str, int]]:
     for process in processes:
         process.signal(signal.SIGTERM)
     return [(process.name, await process.ends()) for process in processes]
+
+
+@cache
+def _version(python: str) -> str:
+    return subprocess.run([python, "-V"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _leads(log: str) -> bool:
