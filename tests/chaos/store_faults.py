@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
 import signal
@@ -62,9 +63,9 @@ async def redis_outage(stage: Stage, choose: random.Random) -> Strike:
 
 @fault("Redis hangs for longer than the lease", bound=NONE)
 async def freeze_redis(stage: Stage, choose: random.Random) -> Strike:
-    await anyio.to_thread.run_sync(stage.servers.valkey._send, signal.SIGSTOP)
+    os.kill(stage.servers.valkey_pid, signal.SIGSTOP)
     await anyio.sleep(stage.shape.lease_s * choose.uniform(1.2, 2.0))
-    await anyio.to_thread.run_sync(stage.servers.valkey._send, signal.SIGCONT)
+    os.kill(stage.servers.valkey_pid, signal.SIGCONT)
     return Strike(bound=0)
 
 
