@@ -6,13 +6,16 @@ what breaks it, with the ids to look at; docs/reliability.md says them in words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 
+from jobq.settings import CRASHES_BEFORE_ALONE
 from tests.chaos import journal
 from tests.chaos.faults import Strike
 from tests.chaos.tables import INDEXES
@@ -100,7 +103,8 @@ CHECKS: dict[str, str] = {
     "I6 a job that a killed worker held was counted as crashed, once": f"""
         SELECT w.job_id, w.generation, w.worker, h.by, h.next FROM chaos.orphan AS w
         LEFT JOIN chaos.history AS h ON h.job_id = w.job_id AND h.generation = w.generation
-        WHERE h.job_id IS NULL OR NOT (coalesce({_IS_CRASH}, false) OR h.by LIKE 'jobq:' || w.worker || '%')""",
+        WHERE h.job_id IS NULL OR NOT (coalesce({_IS_CRASH}, false)
+            OR h.by LIKE 'jobq:' || w.worker || '%' OR h.at < to_timestamp(w.killed_at))""",
     "I6 the dead are those that were to die": """
         SELECT d.id, d.reason, d.attempts, d.crashes, o.kind, o.failures FROM jobq.dead AS d
         LEFT JOIN chaos.orders AS o ON o.job_id = d.id
@@ -136,8 +140,10 @@ _ENDS = "SELECT extract(epoch FROM at) FROM chaos.history WHERE next IS NULL ORD
 _RESTARTS = f"""
     SELECT min(r.at) - min(w.killed_at) FROM chaos.orphan AS w
     JOIN chaos.history AS h ON h.job_id = w.job_id AND h.generation = w.generation AND {_IS_CRASH}
+        AND h.next_crashes < {CRASHES_BEFORE_ALONE}
     JOIN chaos.run AS r ON r.job_id = w.job_id AND r.at > w.killed_at
     GROUP BY w.job_id, w.generation, w.worker ORDER BY 1"""
+"""Without those that have to run alone, and wait for that."""
 
 
 @dataclass
@@ -178,24 +184,28 @@ async def load(connection: asyncpg.Connection, folder: Path, windows: Sequence[W
         "CREATE TABLE chaos.orphan (job_id uuid, generation int, worker text, killed_at double precision);"
         "CREATE TABLE chaos.rewound (since double precision, until double precision)"
     )
-    runs, ends, told = [], [], []
-    for _, at, (what, *words) in journal.read(folder, "run"):
-        if what == "start":
-            name, worker, job_id, order_id, task, generation, attempt, seen = words
-            runs.append((name, at, worker, job_id, order_id, task, int(generation), int(attempt), seen))
-        elif what == "end":
-            ends.append((words[0], at, words[1]))
-        elif what == "step":
-            told.append((words[1], f"step {words[0]}", at))
-    told += [(words[1], words[0], at) for _, at, words in journal.read(folder, "order")]
     deaths = [death for window in windows for death in window.strike.deaths]
-    orphans = [(*key, death.worker, death.at) for death in deaths for key in death.orphans]
-    rewound = [times for window in windows for times in window.strike.rewound]
-    for table, records in (
-        ("run", runs), ("run_end", ends), ("told", told), ("orphan", orphans), ("rewound", rewound),
-    ):  # fmt: skip
+    tables: dict[str, Iterable[tuple[Any, ...]]] = {
+        "run": (
+            (name, at, worker, job, order, task, int(generation), int(attempt), seen)
+            for at, (name, worker, job, order, task, generation, attempt, seen) in _lines(folder, "run", "start")
+        ),
+        "run_end": ((name, at, outcome) for at, (name, outcome) in _lines(folder, "run", "end")),
+        "told": (
+            *((job, f"step {name}", at) for at, (name, job) in _lines(folder, "run", "step")),
+            *((order, what, at) for what in ("kept", "back") for at, (order,) in _lines(folder, "order", what)),
+        ),
+        "orphan": ((*key, death.worker, death.at) for death in deaths for key in death.orphans),
+        "rewound": (times for window in windows for times in window.strike.rewound),
+    }
+    for table, records in tables.items():
         await connection.copy_records_to_table(table, schema_name="chaos", records=records)
     await connection.execute(INDEXES)
+
+
+def _lines(folder: Path, kind: str, what: str) -> Iterator[tuple[float, list[str]]]:
+    """The lines of the journals that tell of one thing."""
+    return ((at, words) for _, at, (first, *words) in journal.read(folder, kind) if first == what)
 
 
 async def check(connection: asyncpg.Connection, windows: Sequence[Window]) -> Findings:
@@ -236,7 +246,7 @@ def _judge(found: Findings, window: Window) -> None:
 
 
 def _window(windows: Sequence[Window], at: float) -> Window:
-    return next((window for window in reversed(windows) if window.since <= at), windows[0])
+    return windows[max(0, bisect_right(windows, at, key=attrgetter("since")) - 1)]
 
 
 def _shown(row: asyncpg.Record) -> str:

@@ -92,6 +92,8 @@ def fault(about: str, *, bound: str) -> Callable[[Strikes], Strikes]:
     return enter
 
 
+SETTLES_S = 0.05
+"""After this Redis has done what a worker still asked for before it was killed or stopped."""
 IN_HAND = "what the worker held"
 NONE = "none"
 
@@ -124,6 +126,7 @@ async def _kill(stage: Stage, victim: Process) -> Strike:
 async def death_of(stage: Stage, victim: Process) -> Death:
     """What a worker left that has just died."""
     at, name = time.time(), stage.name_of(victim)
+    await anyio.sleep(SETTLES_S)
     held = await stage.observer.in_hand(name)
     # What it had committed is done by now: only a sweeper moves the others on, a lease from its death.
     return Death(name, at, held, await stage.observer.at_generation(held))
@@ -134,6 +137,7 @@ async def stop_worker(stage: Stage, choose: random.Random) -> Strike:
     victim = choose.choice(stage.workers)
     leases = choose.choice([choose.uniform(0.5, 1.2), choose.uniform(1.2, 1.8), choose.uniform(1.8, 3.0)])
     victim.signal(signal.SIGSTOP)
+    await anyio.sleep(SETTLES_S)
     in_hand = await stage.observer.in_hand(stage.name_of(victim))
     await anyio.sleep(leases * stage.shape.lease_s)
     victim.signal(signal.SIGCONT)

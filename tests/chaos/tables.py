@@ -10,6 +10,7 @@ TABLES = """
     CREATE SCHEMA chaos;
     CREATE TABLE chaos.orders (id uuid PRIMARY KEY, kind text, job_id uuid, failures int, at timestamptz DEFAULT now());
     CREATE TABLE chaos.effect (order_id uuid, job_id uuid, generation int, note text);
+    CREATE INDEX ON chaos.effect (order_id);
     CREATE TABLE chaos.history (
         job_id uuid, generation int, next int,
         attempts int, next_attempts int, crashes int, next_crashes int,
@@ -39,7 +40,6 @@ INDEXES = """
     CREATE INDEX ON chaos.run (job_id, generation);
     CREATE INDEX ON chaos.run (name);
     CREATE INDEX ON chaos.run_end (name);
-    CREATE INDEX ON chaos.effect (order_id);
     CREATE INDEX ON chaos.orders (job_id);
     CREATE INDEX ON chaos.told (order_id);
     ANALYZE;
