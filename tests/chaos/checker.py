@@ -141,9 +141,9 @@ _RESTARTS = f"""
     SELECT min(r.at) - min(w.killed_at) FROM chaos.orphan AS w
     JOIN chaos.history AS h ON h.job_id = w.job_id AND h.generation = w.generation AND {_IS_CRASH}
         AND h.next_crashes < {CRASHES_BEFORE_ALONE}
-    JOIN chaos.run AS r ON r.job_id = w.job_id AND r.at > w.killed_at
+    JOIN chaos.run AS r ON r.job_id = w.job_id AND r.generation = h.next
     GROUP BY w.job_id, w.generation, w.worker ORDER BY 1"""
-"""Without those that have to run alone, and wait for that."""
+"""Without those that have to run alone, and wait for that, and those whose next worker died before they began."""
 
 
 @dataclass
