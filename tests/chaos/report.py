@@ -10,7 +10,7 @@ from tests.chaos.faults import FAULTS
 from tests.chaos.run import Outcome
 from tests.chaos.samples import Growth
 
-BEGINS, ENDS = "<!-- the run begins -->", "<!-- the run ends -->"
+MARKS = {kind: (f"<!-- the {kind} begins -->", f"<!-- the {kind} ends -->") for kind in ("run", "soak")}
 PAIR = "two of these, the second before the first was repaired"
 NO_FAULT = "no fault"
 INVARIANTS = {
@@ -26,11 +26,12 @@ INVARIANTS = {
 
 
 def write(page: Path, command: str, outcome: Outcome) -> None:
-    """Put a run's result between the two marks of a page."""
-    before, rest = page.read_text(encoding="utf-8").split(BEGINS)
-    _, after = rest.split(ENDS)
+    """Put a run's result between the two marks that a page has for its kind."""
+    begins, ends = MARKS["soak" if outcome.plan.shape.is_sampled else "run"]
+    before, rest = page.read_text(encoding="utf-8").split(begins)
+    _, after = rest.split(ends)
     told = f"```\n{command}\n```\n\n{table(outcome)}\n\n```\n{summary(outcome)}\n```"
-    page.write_text(f"{before}{BEGINS}\n\n{told}\n\n{ENDS}{after}", encoding="utf-8")
+    page.write_text(f"{before}{begins}\n\n{told}\n\n{ends}{after}", encoding="utf-8")
 
 
 def table(outcome: Outcome) -> str:

@@ -80,6 +80,14 @@ OF_WORKER = (
         tests=("tests/integration/test_turns.py::test_a_job_that_killed_two_workers_runs_with_nothing_beside_it",),
     ),
     Mutation(
+        name="suspect-among-entries",
+        breaks="A job that killed two workers runs while other entries stand in its worker's list.",
+        edits=(Edit(_TURNS, "len(self._owned) == 1", "not self.runs"),),
+        tests=(
+            "tests/integration/test_turns.py::test_nothing_but_the_suspect_stands_in_the_working_list_while_it_runs",
+        ),
+    ),
+    Mutation(
         name="shutdown-without-release",
         breaks="What has not started is not handed back when the worker stops.",
         edits=(
