@@ -38,7 +38,7 @@ class Shape:
     slots: int = 16
     lease_s: float = 2.5
     beat_s: float = 0.4
-    orders_per_second: float = 170.0
+    orders_per_second: float = 150.0
     pythons: tuple[str, ...] = (sys.executable,)
     loops: tuple[str, ...] = ("auto",)
     is_sampled: bool = False

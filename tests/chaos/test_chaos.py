@@ -19,7 +19,10 @@ from tests.chaos.schedule import Schedule
 from tests.chaos.tables import TABLES
 
 ROOT = Path(__file__).parents[2]
-ROUND = "kill_in_complete,stop_worker,terminate_worker,kill_leader,flushall,kill_redis,client_kill,crash_postgres"
+ROUND = (
+    "kill_in_complete,stop_worker,terminate_worker,killer_job,kill_leader,flushall,kill_redis,rewind_redis,fill_redis,"
+    "client_kill,crash_postgres"
+)
 RUN = ["--rounds", "1", "--seed", "3", "--lease", "4", "--rate", "60", "--faults", ROUND]
 A = UUID(int=1)
 JOB = UUID(int=11)
