@@ -36,6 +36,11 @@ def shared_database(servers: ServerUrls, template_database: str) -> Iterator[str
 @pytest.fixture
 def shared_database_url(shared_database: str) -> str:
     """The URL of a migrated database with nothing in it. Synchronous, for synchronous tests ask for it too."""
-    with psycopg.connect(shared_database, autocommit=True) as connection:
-        connection.execute(_CLEAN)
+    clean(shared_database)
     return with_password(shared_database)
+
+
+def clean(url: str) -> None:
+    """Remove everything but jobq's own tables, and whoever is connected."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(_CLEAN)
