@@ -1,7 +1,7 @@
 """The one transaction that finishes a job: what `ctx.complete()` opens.
 
 Invariant: the effects written in it and the job's own completion are one COMMIT, whose first statement is the
-DELETE of the job's row. Called by context. Calls run, step and outbox.settle.
+DELETE of the job's row. Called by context. Calls run, step, outbox.settle and outbox.patience.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction, async_
 from .errors import AlreadyDone, ConfigurationError, TransactionUsed
 from .model import Job
 from .outbox.database import PoolTimeout, is_unavailable
+from .outbox.patience import Patience
 from .outbox.settle import begin_complete, is_same_transaction
 from .run import Completion, HandBack, Run, hand_back_if_away
 from .step import to_the_end
@@ -36,8 +37,13 @@ async def complete(job: Job, run: Run) -> AsyncIterator[AsyncSession]:
         raise ConfigurationError(f"task {job.task!r} is a plain function, and ctx.complete() needs `async def`")
     run.completion = Completion.OPEN
     async with AsyncExitStack() as stack:
-        session, transaction, xid = await _begin(stack, job, run, run.sessions)
-        yield session
+        patience = stack.enter_context(Patience())
+        session, transaction, xid = await _begin(stack, job, run, run.sessions, patience)
+        patience.rest()
+        try:
+            yield session
+        finally:
+            patience.go_on()  # also for the ROLLBACK
         await _check_still_open(job, run, session, transaction, xid)
         # Crash here: nothing is committed, the job runs again.
         # Not cancelled half way: nobody would know whether it happened.
@@ -49,7 +55,7 @@ async def complete(job: Job, run: Run) -> AsyncIterator[AsyncSession]:
 
 
 async def _begin(
-    stack: AsyncExitStack, job: Job, run: Run, sessions: async_sessionmaker[AsyncSession]
+    stack: AsyncExitStack, job: Job, run: Run, sessions: async_sessionmaker[AsyncSession], patience: Patience
 ) -> tuple[AsyncSession, AsyncSessionTransaction, str]:
     """Open the transaction, and delete the row in it before anything else happens there (MUST)."""
     for attempt in range(1, _TRIES_TO_BEGIN + 1):
@@ -57,6 +63,7 @@ async def _begin(
         session = await inner.enter_async_context(sessions())
         transaction = await inner.enter_async_context(session.begin())
         try:
+            await patience.begin(session)
             xid = await begin_complete(session, run.schema, (job.id, job.generation), worker=run.worker)
         except Exception as error:
             if not await _may_begin_again(error, is_last=attempt == _TRIES_TO_BEGIN):

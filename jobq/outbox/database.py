@@ -8,6 +8,7 @@ Called by relay, worker, cli. Calls hosts and pooler.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -46,6 +47,7 @@ UNAVAILABLE: tuple[type[Exception], ...] = (
 """What asyncpg and SQLAlchemy's pool raise when PostgreSQL cannot be had just now; trying again is the remedy."""
 
 _CONNECT_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 2.0
 _SESSION = {
     # At any other level a poll, a pre-read or a completion would see an old snapshot (MUST).
     "default_transaction_isolation": "read committed",
@@ -200,8 +202,12 @@ class Database:
 
     async def close(self) -> None:
         """Close the engine if it was made here; the application's own stays as it is."""
-        if self.is_own:
-            await self.engine.dispose()
+        while self.is_own:
+            # One that leads nowhere any more would be asked to say goodbye, for ever; the next try finds it gone.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                    await self.engine.dispose()
+                return
 
     async def _open(self) -> asyncpg.Connection:
         try:

@@ -174,14 +174,21 @@ async def _ask(statement: Statement, connection: asyncpg.Connection, schema: str
 
 
 async def tidy(connection: asyncpg.Connection, schema: str, *, dead_kept_s: float, limit: int) -> int:
-    """Delete at most `limit` rows of each kind that have outlived their use, or none; returns how many went."""
+    """Delete at most `limit` rows of each kind that have outlived their use, or none; returns how many went.
+
+    After an error the connection is of no more use: a ROLLBACK might wait for ever for its answer.
+    """
     gone: list[Any] = []
-    async with connection.transaction():
-        lock = f"{round(1000 * TIDY_LOCK_TIMEOUT_S)}ms"
-        # The server ends what takes too long: it would not notice that nobody waits for it any more.
-        await _ask(_begin_tidy, connection, schema, lock=lock, longest=f"{round(1000 * ANSWER_TIMEOUT_S / 2)}ms")
-        for statement in _tidy:
-            gone += await _ask(statement, connection, schema, limit=limit)
-        # Crash here: nothing was deleted.
-        gone += await _ask(_tidy_dead, connection, schema, kept_s=dead_kept_s, limit=limit)
+    transaction = connection.transaction()
+    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        await transaction.start()
+    lock = f"{round(1000 * TIDY_LOCK_TIMEOUT_S)}ms"
+    # The server ends what takes too long: it would not notice that nobody waits for it any more.
+    await _ask(_begin_tidy, connection, schema, lock=lock, longest=f"{round(1000 * ANSWER_TIMEOUT_S / 2)}ms")
+    for statement in _tidy:
+        gone += await _ask(statement, connection, schema, limit=limit)
+    # Crash here: nothing was deleted.
+    gone += await _ask(_tidy_dead, connection, schema, kept_s=dead_kept_s, limit=limit)
+    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        await transaction.commit()
     return len(gone)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 
-from .database import Database
+from .database import UNAVAILABLE, Database
 
 DEADLINE_S = 30.0
 """Longest use of the connection at a time. A network that swallows everything raises nothing by itself."""
@@ -46,10 +46,12 @@ class Line:
                 raise
 
     async def close(self) -> None:
-        """Close for good."""
+        """Close for good, also a connection that leads nowhere any more."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            await connection.close(timeout=2)
+            # What it was used for has been answered by now; it ends with an error all the same.
+            with suppress(*UNAVAILABLE):
+                await connection.close(timeout=2)
 
     def _drop(self) -> None:
         if self._connection is not None:

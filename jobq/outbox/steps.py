@@ -2,7 +2,7 @@
 
 Invariant: the first result that was kept under a name is the only one, and every run is told that one. Each statement
 commits by itself, so a run that is paused or dies holds no lock that another would wait for. Called by context. Calls
-statement.
+statement and patience.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
+from .patience import Patience
 from .settle import RunKey
 from .statement import Statement
 
@@ -57,8 +58,10 @@ async def _statement_by_statement(
     """A connection of the application's pool, on which a statement is committed when it has been answered."""
     bind: AsyncEngine | AsyncConnection = sessions.kw["bind"]
     if isinstance(bind, AsyncEngine):
-        async with bind.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-            yield connection
+        with Patience() as patience:
+            async with bind.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+                await patience.begin(connection)
+                yield connection
         return
     # Bound to one connection, and so to a transaction that is somebody else's: a test's, say. Steps side by side
     # must take turns there, or their savepoints end in the wrong order.

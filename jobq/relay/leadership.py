@@ -88,7 +88,9 @@ class Relay:
         connection = await self._connect()
         self._outage.end()
         try:
-            broker = Broker(self._client, await self._database.database_id(connection, self._schema))
+            async with asyncio.timeout(follow.ANSWER_TIMEOUT_S):
+                database_id = await self._database.database_id(connection, self._schema)
+            broker = Broker(self._client, database_id)
             log.info("relay stands by", extra={"fields": {"schema": self._schema}})
             self._is_standing_by = True
             if not await stand_by(
@@ -125,7 +127,8 @@ class Relay:
     async def _check_tables(self, connection: asyncpg.Connection) -> None:
         """Once: a newer release may bring its tables while the relays of this one still serve."""
         if not self._has_checked:
-            await check_tables(connection, self._schema)
+            async with asyncio.timeout(follow.ANSWER_TIMEOUT_S):
+                await check_tables(connection, self._schema)
             self._has_checked = True
 
     def _trouble(self, error: Exception) -> float:

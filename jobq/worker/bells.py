@@ -13,6 +13,8 @@ from ..settings import WorkerSettings
 from .orders import Orders
 
 _BELL_S = 1.0
+_ANSWER_S = 2.0
+"""Beyond that: then the connection leads nowhere."""
 
 
 class Bells:
@@ -35,7 +37,7 @@ class Bells:
         # Interrupted, it may have taken any bell without telling.
         self.heard = set(self._queues)
         try:
-            await asyncio.wait({ring, woken}, timeout=_BELL_S + 2, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ring, woken}, timeout=_BELL_S + _ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
             if ring.done():
                 self.heard = ring.result()
         finally:

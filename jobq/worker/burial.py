@@ -17,6 +17,7 @@ from ..app import JobQ
 from ..model import DeadJob
 from ..outbox import settle
 from ..outbox.database import hide_values, is_unavailable
+from ..outbox.patience import Patience
 from ..outbox.settle import Burial
 from ..outbox.statement import Transaction
 
@@ -54,11 +55,14 @@ class Undertaker:
         return buried
 
     async def _bury_with_hooks(self, connection: Transaction, end: Burial) -> set[UUID]:
-        async with self._app.database.sessions.begin() as session:
-            found = await settle.bury(session, self._app.schema, [end])
-            for dead in found:
-                # Crash here: what the hooks wrote is rolled back with the burial; whoever buries it then calls them.
-                await self._call_hooks(session, dead)
+        with Patience() as patience:
+            async with self._app.database.sessions.begin() as session:
+                await patience.begin(session)
+                found = await settle.bury(session, self._app.schema, [end])
+                for dead in found:
+                    # Crash here: what the hooks wrote goes with the burial; whoever buries it then calls them.
+                    await self._call_hooks(session, dead)
+                patience.go_on()
         # A hook that swallowed a failed statement, or rolled back, leaves a COMMIT that says nothing and does nothing.
         now = await settle.standings(connection, self._app.schema, [dead.id for dead in found])
         if end.id in now and now[end.id].generation == end.generation:

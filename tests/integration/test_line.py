@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from jobq.outbox import database as database_module
 from jobq.outbox import line as line_module
 from jobq.outbox.database import Database
 from jobq.outbox.line import Line
@@ -111,3 +112,32 @@ async def test_a_network_that_swallows_everything_raises_after_the_deadline(
             assert await connection.fetchval("SELECT 1") == 1
         await line.close()
         await database.close()
+
+
+async def test_closing_a_connection_that_leads_nowhere_is_no_error(shared_database_url: str) -> None:
+    async with postgres_proxy(shared_database_url) as (proxy, through):
+        database = Database.of(through)
+        line = Line(database, "jobq", "jobq:test")
+        async with line.open() as connection:
+            pass
+        proxy.half_open()
+
+        await line.close()
+
+        assert connection.is_closed()
+        await database.close()
+
+
+async def test_an_engine_of_jobqs_own_is_closed_although_a_connection_leads_nowhere(
+    shared_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "_CLOSE_TIMEOUT_S", 0.2)
+    async with postgres_proxy(shared_database_url) as (proxy, through):
+        database = Database.of(through)
+        async with database.engine.connect(), database.engine.connect():
+            pass
+        proxy.half_open()
+
+        await database.close()
+
+        await until(lambda: proxy.clients == 0, "nothing is open")

@@ -108,8 +108,12 @@ OF_POSTGRESQL = (
         edits=(
             Edit(
                 _COMPLETE,
-                "        session, transaction, xid = await _begin(stack, job, run, run.sessions)\n"
-                "        yield session\n"
+                "        session, transaction, xid = await _begin(stack, job, run, run.sessions, patience)\n"
+                "        patience.rest()\n"
+                "        try:\n"
+                "            yield session\n"
+                "        finally:\n"
+                "            patience.go_on()  # also for the ROLLBACK\n"
                 "        await _check_still_open(job, run, session, transaction, xid)\n",
                 "        session = await stack.enter_async_context(run.sessions())\n"
                 "        transaction = await stack.enter_async_context(session.begin())\n"
@@ -130,13 +134,17 @@ OF_POSTGRESQL = (
         edits=(
             Edit(
                 _COMPLETE,
-                "        session, transaction, xid = await _begin(stack, job, run, run.sessions)\n"
-                "        yield session\n"
+                "        session, transaction, xid = await _begin(stack, job, run, run.sessions, patience)\n"
+                "        patience.rest()\n"
+                "        try:\n"
+                "            yield session\n"
+                "        finally:\n"
+                "            patience.go_on()  # also for the ROLLBACK\n"
                 "        await _check_still_open(job, run, session, transaction, xid)\n",
                 "        session = await stack.enter_async_context(run.sessions())\n"
                 "        async with session.begin():\n"
                 "            yield session\n"
-                "        session, transaction, xid = await _begin(stack, job, run, run.sessions)\n",
+                "        session, transaction, xid = await _begin(stack, job, run, run.sessions, patience)\n",
             ),
         ),
         tests=("tests/integration/test_context.py::test_a_run_whose_job_has_moved_on_has_no_effect",),
