@@ -170,7 +170,7 @@ _BUFFERED = (
 )
 _WRITTEN = "jobq/worker/settler.py: the rows are settled and the entries are not; each is dropped at its next pre-read."
 _MOVED = "jobq/worker/settler.py: or no answer: Redis has moved them, and moving them again changes nothing."
-_HOOK = "jobq/worker/burial.py: what the hooks wrote is rolled back with the burial; whoever buries it then calls them."
+_HOOK = "jobq/worker/burial.py: what the hooks wrote goes with the burial; whoever buries it then calls them."
 _LIST_READ = "jobq/worker/sweeper.py: nothing is counted; the next sweeper reads the same list."
 _COUNTED = (
     "jobq/worker/sweeper.py: counted; whoever sweeps next finds the generations moved on, and the poison by its"
