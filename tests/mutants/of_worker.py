@@ -46,9 +46,9 @@ OF_WORKER = (
         breaks="An idle worker blocks on a ready list, and a wait cut off loses an entry.",
         edits=(
             Edit(
-                "jobq/worker/bells.py",
-                "broker.keys(queue).bell.encode()",
-                "broker.keys(queue).ready[1].encode()",
+                "jobq/broker/scripts.py",
+                "self.keys(queue).bell: queue for",
+                "self.keys(queue).ready[1]: queue for",
             ),
         ),
         tests=(
