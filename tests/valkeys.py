@@ -229,12 +229,6 @@ class Cluster:
             node.ask("FLUSHALL")
 
 
-def documented_rights(user: str) -> list[str]:
-    """What docs/roles.md gives a user."""
-    page = (Path(__file__).parents[1] / "docs" / "roles.md").read_text()
-    return page.partition(f"ACL SETUSER {user} ")[2].partition("\n")[0].split()
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -51,8 +51,8 @@ def main(
         seed = random.SystemRandom().randrange(10**6)
         sys.argv += ["--seed", str(seed)]
     again = f"python3 dev.py chaos {shlex.join(sys.argv[1:])}"
-    print(f"{again}\n", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    print(f"{again}\nLogs, kept if it fails: {folder}\n", flush=True)
     shape = Shape(
         lease_s=lease,
         beat_s=lease / 6,

@@ -100,6 +100,8 @@ async def run(plan: Plan, say: Callable[[str], None]) -> Outcome:
         found.add("I7 nothing is left behind", f"the directory {directory}")
     growth = sampler.growth()
     found.add("I7 nothing grows", *[str(one) for one in growth if not one.is_flat])
+    if plan.shape.is_sampled and not growth:
+        found.add("I7 nothing grows", "no process was looked at for long enough to tell")
     return Outcome(plan, windows, found, growth, drained_s, time.monotonic() - began_at)
 
 

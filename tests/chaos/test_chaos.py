@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from tests.chaos.checker import Findings, Window
 from tests.chaos.faults import FAULTS, Death, Strike
 from tests.chaos.processes import Process
 from tests.chaos.report import INVARIANTS, MARKS
+from tests.chaos.samples import EVERY_S, SLACK, WARM_S, Sampler
 from tests.chaos.schedule import Schedule
 from tests.chaos.tables import TABLES
 
@@ -69,6 +71,19 @@ def test_the_page_names_every_fault_with_its_bound_and_every_check() -> None:
     checks = [f"- {name}" for name in PLANTED if not name.startswith("I5")]
 
     assert [line for line in (*faults, *checks, *MARKS["run"], *MARKS["soak"]) if f"{line}\n" not in page] == []
+
+
+@pytest.mark.parametrize("figure", SLACK)
+def test_a_soak_sees_a_figure_that_grows_and_passes_one_that_breathes(figure: str, tmp_path: Path) -> None:
+    def is_flat(value_at: Callable[[int], float], samples: int = 100) -> list[bool]:
+        sampler = Sampler(tmp_path)
+        for number in range(samples):
+            sampler._figures["worker-1", figure].append((number * EVERY_S, value_at(number)))
+        return [one.is_flat for one in sampler.growth()]
+
+    assert is_flat(lambda number: 40.0 + number % 3) == [True]
+    assert is_flat(lambda number: 40.0 + number / 3) == [False]
+    assert is_flat(lambda number: 40.0, samples=int(WARM_S / EVERY_S)) == []
 
 
 # --- the checker -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from tests.commands import Commands
 from tests.faults.proxy import proxy_before
 from tests.faults.serving import serving
 from tests.redis_state import open_broker
-from tests.valkeys import Cluster, ClusterNode, cluster, documented_rights
+from tests.roles import rules_of_users
+from tests.valkeys import Cluster, ClusterNode, cluster
 from tests.waiting import until
 
 QUEUES = ("alpha", "delta", "beta")
@@ -118,7 +119,7 @@ async def test_a_slot_that_moves_under_load_loses_nothing_and_nothing_is_removed
 
 async def test_a_command_is_sent_on_to_where_its_slot_is_moving(nodes: Cluster) -> None:
     for node in nodes.nodes:
-        node.ask("ACL", "SETUSER", "jobq_worker", *documented_rights("jobq_worker"), "+asking")
+        node.ask("ACL", "SETUSER", "jobq_worker", "on", ">secret", *rules_of_users()["worker"], "+asking")
     worker = connect(nodes.url.replace("://", "://jobq_worker:secret@"))
     name, to = "{beta}a", next(node for node in nodes.nodes[1:] if node is not owner(nodes, "beta"))
     client, sync_client = connect(nodes.url), connect_sync(nodes.url)

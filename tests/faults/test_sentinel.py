@@ -20,7 +20,8 @@ from tests.faults import app as faults
 from tests.faults.proxy import proxy_before, redis_proxy
 from tests.faults.serving import Serving, serving
 from tests.redis_state import open_broker
-from tests.valkeys import SERVICE, Node, Watched, documented_rights, watched
+from tests.roles import rules_of_users
+from tests.valkeys import SERVICE, Node, Watched, watched
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
@@ -211,7 +212,7 @@ async def test_sentinels_that_name_no_master_are_an_outage_that_says_what_each_s
 
 async def test_the_rights_of_the_page_of_roles_are_enough_behind_sentinels_with_a_login(valkeys: Watched) -> None:
     for node in valkeys.nodes:
-        node.ask("ACL", "SETUSER", "jobq_worker", *documented_rights("jobq_worker"))
+        node.ask("ACL", "SETUSER", "jobq_worker", "on", ">secret", *rules_of_users()["worker"])
     valkeys.sentinel.ask("ACL", "SETUSER", "watcher", "on", ">w@tch", "-@all", "+@connection", *SENTINEL_RIGHTS)
     await until(lambda: valkeys.sentinel.ask("ACL", "SETUSER", "default", "off"), "nobody else may ask")
     url = valkeys.url.replace("://", "://jobq_worker:secret@") + "?sentinel_username=watcher&sentinel_password=w%40tch"

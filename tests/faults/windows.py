@@ -1,7 +1,8 @@
 """The windows in which a process may die: where each is, what both stores hold right after it, and how it ends.
 
 One table for both ways to die: by being stepped no further, and by SIGKILL. Each row names a line `# Crash here` of
-jobq, and the row of the README's crash table that it belongs to; test_crash_points.py sees that none is forgotten.
+jobq, and the row of the README's crash table that it belongs to; test_crash_points_elsewhere.py sees that none is
+forgotten.
 """
 
 from __future__ import annotations
