@@ -15,12 +15,19 @@ from typing import Any
 import redis
 import redis.asyncio
 from redis.crc import key_slot
-from redis.exceptions import AskError, ClusterDownError, MovedError, NoPermissionError
+from redis.exceptions import AskError, ClusterDownError, MovedError, NoPermissionError, TryAgainError
 
 from .url import Host, RedisUrl
 
 _REDIRECTIONS = 5
 _SCRIPTS = frozenset({"EVAL", "EVALSHA"})
+_WORDS: dict[str, Any] = {
+    "ASK": AskError,
+    "MOVED": MovedError,
+    "TRYAGAIN": TryAgainError,
+    "CLUSTERDOWN": ClusterDownError,
+}
+"""What redis-py before 6 knows in its own cluster clients only."""
 
 
 class _Map:
@@ -42,8 +49,9 @@ class _Map:
     def forget(self, host: Host) -> None:
         """A call to this node came to no good end: ask others first."""
         self._slots = {slot: at for slot, at in self._slots.items() if at != host}
-        self._hosts.remove(host)
-        self._hosts.append(host)
+        if host in self._hosts:  # one that only had a command sent on to it is not
+            self._hosts.remove(host)
+            self._hosts.append(host)
 
 
 class _Way:
@@ -92,8 +100,12 @@ class AsyncCluster(redis.asyncio.Redis):
                     return _answer(await _asking(client, args, options).execute(raise_on_error=False))
                 return await client.execute_command(*args, **options)
             except BaseException as error:
-                if not way.goes_on(error):
+                named = _named(error)
+                if way.goes_on(named):
+                    continue
+                if named is error:
                     raise
+                raise named from None
 
     async def taken(self, lists: Sequence[str], *, within_s: float) -> set[str]:
         """Take an element of one list, as BLPOP does. Returns the lists that lost one, or may have."""
@@ -124,6 +136,8 @@ class AsyncCluster(redis.asyncio.Redis):
             slots = await self.execute_command("CLUSTER SLOTS")
         except NoPermissionError:
             return {"one node of a cluster": self}
+        except redis.ResponseError:
+            return {"which is no cluster": self}
         hosts = sorted({(host.decode() or asked[0], port) for _, _, (host, port, *_), *_ in slots})
         return {f"{host}:{port}, one of {len(hosts)} masters": _of(self, (host, port)) for host, port in hosts}
 
@@ -177,8 +191,12 @@ class Cluster(redis.Redis):
                     return _answer(_asking(client, args, options).execute(raise_on_error=False))
                 return client.execute_command(*args, **options)
             except BaseException as error:
-                if not way.goes_on(error):
+                named = _named(error)
+                if way.goes_on(named):
+                    continue
+                if named is error:
                     raise
+                raise named from None
 
     def close(self) -> None:
         for client in self._clients.values():
@@ -201,9 +219,19 @@ def _asking(client: Any, command: Sequence[Any], options: dict[str, Any]) -> Any
 
 
 def _answer(replies: Sequence[Any]) -> Any:
-    if isinstance(replies[1], Exception):
-        raise replies[1]
+    for reply in replies:
+        if isinstance(reply, Exception):  # the first may be that this user must not say ASKING
+            raise reply
     return replies[1]
+
+
+def _named(error: BaseException) -> BaseException:
+    """The error by its kind, whichever redis-py made it."""
+    word, _, rest = str(error).partition(" ")
+    if type(error) is redis.ResponseError and word in _WORDS:
+        named: BaseException = _WORDS[word](rest)
+        return named
+    return error
 
 
 def _slot(command: Sequence[Any]) -> int | None:

@@ -54,7 +54,7 @@ class AsyncSentinels(_Sentinels):
                     return found
                 problems.append(f"{host[0]}:{host[1]} knows no service {service!r}")
             self.put_last(host)
-        raise redis.ConnectionError(f"no Sentinel names a master: {'; '.join(problems)}")
+        raise redis.ConnectionError(f"no Sentinel names a master: {', '.join(problems)}")
 
 
 class Sentinels(_Sentinels):
@@ -73,17 +73,21 @@ class Sentinels(_Sentinels):
                     return found
                 problems.append(f"{host[0]}:{host[1]} knows no service {service!r}")
             self.put_last(host)
-        raise redis.ConnectionError(f"no Sentinel names a master: {'; '.join(problems)}")
+        raise redis.ConnectionError(f"no Sentinel names a master: {', '.join(problems)}")
 
 
 class AsyncMasterConnection(AsyncManaged):
     """Asks the Sentinels, connects, and asks the server for its role."""
 
-    async def on_connect_check_health(self, check_health: bool = True) -> None:
-        await super().on_connect_check_health(check_health)
-        # HELLO without an argument changes nothing, and needs no more rights than a login does; ROLE would.
-        await self.send_command("HELLO", check_health=False)
-        _check_role(await self.read_response(), (self.host, self.port))
+    async def connect_to(self, address: Host) -> None:
+        await super().connect_to(address)  # type: ignore[no-untyped-call]
+        try:
+            # HELLO without an argument changes nothing, and needs no more rights than a login does; ROLE would.
+            await self.send_command("HELLO", check_health=False)
+            _check_role(await self.read_response(), address)
+        except BaseException:
+            await self.disconnect(nowait=True)
+            raise
 
 
 class AsyncMasterSSLConnection(AsyncMasterConnection, redis.asyncio.SSLConnection):
@@ -93,10 +97,14 @@ class AsyncMasterSSLConnection(AsyncMasterConnection, redis.asyncio.SSLConnectio
 class MasterConnection(SentinelManagedConnection):
     """The same for the heartbeat's thread."""
 
-    def on_connect_check_health(self, check_health: bool = True) -> None:
-        super().on_connect_check_health(check_health)
-        self.send_command("HELLO", check_health=False)  # type: ignore[no-untyped-call]
-        _check_role(self.read_response(), (self.host, self.port))
+    def connect_to(self, address: Host) -> None:
+        super().connect_to(address)  # type: ignore[no-untyped-call]
+        try:
+            self.send_command("HELLO", check_health=False)  # type: ignore[no-untyped-call]
+            _check_role(self.read_response(), address)
+        except BaseException:
+            self.disconnect()  # type: ignore[no-untyped-call]
+            raise
 
 
 class MasterSSLConnection(MasterConnection, redis.SSLConnection):

@@ -34,6 +34,8 @@ _REFUSED = {
     "decode_responses": "replies are bytes",
     "socket_timeout": "jobq has its own deadlines",
 }
+_ENCODE = "percent-encode what is special in its password: @ : / ? # [ ] %"
+_NOT_FOR_URLS = {"host", "port", "unix_socket_path", "retry", "connection_pool", "ssl"}
 _SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 
 
@@ -54,23 +56,35 @@ class RedisUrl:
 
 def read(url: str) -> RedisUrl:
     """Take a URL apart. Raises ConfigurationError."""
-    parts = urlsplit(url)
-    if parts.scheme not in _SCHEMES:
+    scheme, separator, rest = url.strip().partition("://")
+    scheme = scheme.lower()
+    if scheme not in _SCHEMES or not separator:
         known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
-        raise ConfigurationError(f"the Redis URL must begin with one of {known}, not {parts.scheme}://")
-    query = parse_qs(parts.query, keep_blank_values=True)
+        found = f", not {scheme}://" if separator else ""
+        raise ConfigurationError(f"the Redis URL must begin with one of {known}{found}")
+    # Not by urlsplit: it takes several hosts for one, refuses some lists of IPv6 addresses, and quotes passwords.
+    before, _, words = rest.partition("?")
+    netloc, _, path = before.partition("/")
+    query = parse_qs(words.partition("#")[0], keep_blank_values=True)
     for name in _REFUSED.keys() & query.keys():
         raise ConfigurationError(f"take `{name}` out of the Redis URL: {_REFUSED[name]}")
-    kind, is_encrypted = _SCHEMES[parts.scheme]
+    kind, is_encrypted = _SCHEMES[scheme]
     if kind == "server":
+        try:
+            parse_url(url)  # type: ignore[no-untyped-call]
+        except ValueError:  # which may quote half a password
+            raise ConfigurationError(f"the Redis URL cannot be read: check its numbers, and {_ENCODE}") from None
         return RedisUrl(kind, url)
-    login, _, hosts = parts.netloc.rpartition("@")
-    path = unquote(parts.path).strip("/")
+    if "#" in rest or "@" in path or "@" in words.partition("=")[0]:
+        raise ConfigurationError(f"the Redis URL cannot be read: {_ENCODE}")
+    login, _, listed = netloc.rpartition("@")
+    hosts = tuple(_host(host, _PORTS[kind]) for host in listed.split(","))
+    path = unquote(path).strip("/")
     service, database = _service_and_database(path) if kind == "sentinel" else ("", _no_database(path))
     sentinel = {name.removeprefix("sentinel_"): query.pop(name)[0] for name in _SENTINEL_OPTIONS if name in query}
     if sentinel and kind == "cluster":
         raise ConfigurationError("take `sentinel_...` out of the Redis URL: a cluster has no Sentinels")
-    options = _options(f"redis://{login}@localhost?{urlencode(query, doseq=True)}")
+    options = _options(f"redis://localhost?{urlencode(query, doseq=True)}") | _login(login)
     if kind == "cluster" and options.pop("db", 0):
         raise ConfigurationError("take `db` out of the Redis URL: a cluster has no databases but 0")
     if is_encrypted:
@@ -78,7 +92,7 @@ def read(url: str) -> RedisUrl:
     return RedisUrl(
         kind,
         url,
-        hosts=tuple(_host(host, _PORTS[kind]) for host in hosts.split(",")),
+        hosts=hosts,
         service=service,
         options=({"db": database} | options) if kind == "sentinel" else options,
         # The certificates are those of one deployment.
@@ -111,17 +125,22 @@ def _host(text: str, port: int) -> Host:
             raise ConfigurationError("the Redis URL names no host, or has a comma too many: host:port,host:port")
         return parts.hostname, parts.port or port
     except ValueError:
-        raise ConfigurationError(f"the Redis URL names a host wrongly: {text!r} is not host:port") from None
+        raise ConfigurationError(f"the Redis URL names a host wrongly: host:port,host:port; {_ENCODE}") from None
+
+
+def _login(text: str) -> dict[str, Any]:
+    user, _, password = text.partition(":")
+    return {name: unquote(word) for name, word in (("username", user), ("password", password)) if word}
 
 
 def _options(url: str) -> dict[str, Any]:
-    """User, password and query, as redis-py reads those of one server."""
+    """The query, as redis-py reads that of one server."""
     try:
         options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
     except ValueError as error:
         raise ConfigurationError(f"the Redis URL: {error}") from None
     del options["host"]
-    known = inspect.signature(redis.Redis.__init__).parameters.keys() - {"host", "port", "unix_socket_path", "retry"}
+    known = inspect.signature(redis.Redis.__init__).parameters.keys() - _NOT_FOR_URLS
     if strangers := options.keys() - known:
         raise ConfigurationError(f"take `{min(strangers)}` out of the Redis URL: there is no such option")
     return options

@@ -10,8 +10,10 @@ from contextlib import contextmanager, suppress
 import pytest
 import redis
 from redis.crc import key_slot
+from redis.exceptions import AskError, ClusterDownError, MovedError, NoPermissionError, TryAgainError
 
 from jobq.broker.client import UNAVAILABLE, connect, connect_sync
+from jobq.broker.cluster import _named
 from jobq.broker.keys import Keys, queue_names
 from tests.builders import Bench
 from tests.commands import Commands
@@ -140,6 +142,43 @@ async def test_a_command_is_sent_on_to_where_its_slot_is_moving(nodes: Cluster) 
     assert errors(nodes, "MOVED") == moved  # they know by now
     await client.aclose()
     sync_client.close()
+
+
+async def test_a_node_that_a_command_was_sent_on_to_may_be_away(nodes: Cluster) -> None:
+    """It is in no URL, and nobody has learned of it: the trouble is the node's, and is told as such."""
+    source = owner(nodes, "beta")
+    to = next(node for node in nodes.nodes if node is not source)
+    client = connect(f"redis+cluster://127.0.0.1:{source.port}")
+    with slot_on_the_move(nodes, "beta", to):
+        to.pause()
+        try:
+            with pytest.raises(UNAVAILABLE):
+                async with asyncio.timeout(1):
+                    await client.get("{beta}away")
+        finally:
+            to.go_on()
+    await client.aclose()
+
+
+async def test_a_user_who_may_not_say_asking_is_told_so(nodes: Cluster) -> None:
+    for node in nodes.nodes:
+        node.ask("ACL", "SETUSER", "jobq_worker", *documented_rights("jobq_worker"), "-asking")
+    worker = connect(nodes.url.replace("://", "://jobq_worker:secret@"))
+    to = next(node for node in nodes.nodes if node is not owner(nodes, "beta"))
+    with slot_on_the_move(nodes, "beta", to), pytest.raises(NoPermissionError, match="asking"):
+        await worker.llen("jobq:1:{beta}")
+    await worker.aclose()
+
+
+@pytest.mark.parametrize("kind", [MovedError, AskError, TryAgainError, ClusterDownError])
+def test_an_answer_of_a_node_has_its_kind_with_every_redis_py(kind: type[redis.ResponseError]) -> None:
+    """Before its version 6, only its own cluster clients knew these words."""
+    word = kind.__name__.removesuffix("Error").upper()
+    named = _named(redis.ResponseError(f"{word} 5718 127.0.0.1:7702"))
+
+    assert type(named) is kind
+    if isinstance(named, AskError):
+        assert (named.slot_id, named.host, named.port) == (5718, "127.0.0.1", 7702)
 
 
 async def test_a_bell_on_another_node_is_never_taken_without_telling(nodes: Cluster) -> None:

@@ -26,7 +26,7 @@ from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 SENTINEL_RIGHTS = ("+sentinel|get-master-addr-by-name",)
-"""As docs/redis.md names them."""
+"""As docs/roles.md names them."""
 
 
 @pytest.fixture

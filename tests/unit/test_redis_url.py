@@ -47,11 +47,13 @@ def test_a_cluster_url_names_nodes_and_nothing_after_them(end: str) -> None:
         ("redis+sentinel://one/main/zero", "must be a number, not 'zero'"),
         ("redis+sentinel:///main", "names no host"),
         ("redis+sentinel://one,,two/main", "a comma too many"),
-        ("redis+sentinel://one:port/main", "'one:port' is not host:port"),
+        ("redis+sentinel://one:port/main", "names a host wrongly"),
         ("redis+sentinel://one/main?protocol=2", "`protocol`"),
         ("redis+sentinel://one/main?socket_timeout=1", "`socket_timeout`"),
         ("redis+sentinel://one/main?sentinel_pasword=x", "`sentinel_pasword`"),
         ("redis+sentinel://one/main?health_check_interval=often", "health_check_interval"),
+        ("redis+sentinel://one/main?ssl=false", "`ssl`"),
+        ("redis+cluster://[::1", "names a host wrongly"),
         ("redis+cluster://one/1", "no databases but 0"),
         ("redis+cluster://one?db=1", "no databases but 0"),
         ("redis+cluster://one/main", "no databases but 0, and no service"),
@@ -66,6 +68,34 @@ def test_a_url_that_cannot_be_meant_is_refused_and_its_secrets_are_not_shown(url
             make(url.replace("://", "://user:hunter2@"))
         assert says in str(caught.value)
         assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("login", ["user:hunter{}secret", ":hunter{}secret", "user:p@hunter{}secret"])
+@pytest.mark.parametrize("form", ["redis+sentinel://{}@one", "redis+sentinel://{}@one/main", "redis+cluster://{}@one"])
+@pytest.mark.parametrize("sign", "/?#")
+def test_no_half_of_a_password_that_ends_too_early_is_shown(form: str, login: str, sign: str) -> None:
+    assert_refused_without_a_word_of_it(form.format(login.format(sign)))
+
+
+@pytest.mark.parametrize("sign", "/?#")
+def test_nor_in_the_url_of_one_server(sign: str) -> None:
+    assert_refused_without_a_word_of_it(f"redis://user:hunter{sign}secret@one")
+
+
+def assert_refused_without_a_word_of_it(url: str) -> None:
+    for make in (connect, connect_sync):
+        with pytest.raises(ConfigurationError, match="percent-encode") as caught:
+            make(url)
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
+        assert not re.search("hunter|secret", str(caught.value))
+
+
+@pytest.mark.parametrize("password", ["p[w", "p]w", "p\u2100w", "p:w", "p@w", "p,w", ""])
+def test_a_password_may_be_as_it_is_where_nothing_else_can_be_meant(password: str) -> None:
+    at = read(f"redis+sentinel://user:{password}@[::1],[::2]:1,three/main")
+
+    assert at.hosts == (("::1", 26379), ("::2", 1), ("three", 26379))
+    assert at.options == {"db": 0, "username": "user"} | ({"password": password} if password else {})
 
 
 @pytest.mark.parametrize(
@@ -100,3 +130,9 @@ def test_the_command_line_takes_every_form_and_no_other() -> None:
     with pytest.raises(ConfigurationError) as caught:
         read("redis+proxy://one")
     assert all(f"{scheme}://" in str(caught.value) for scheme in REDIS_SCHEMES)
+
+
+def test_the_page_of_roles_names_what_sentinels_and_a_cluster_need_beside_its_lines() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "roles.md").read_text()
+    for rights in ("+@connection +sentinel|get-master-addr-by-name", "+asking", "+cluster|slots"):
+        assert f"`{rights}`" in page
