@@ -207,6 +207,11 @@ class Broker:
         silent = {name: b"" for name in names if name not in counters}
         return {_text(name): counter for name, counter in (counters | silent).items()}
 
+    async def check_writable(self, queue: str) -> None:
+        """Write nothing, also into a full Redis. Raises what refuses writes."""
+        async with self._careful(queue):
+            await self.client.hdel(self.keys(queue).beats, "")
+
     async def working(self, queue: str, worker: str) -> list[bytes]:
         """The entries in a worker's working list, as they stand."""
         working = self.keys(queue).working(worker)

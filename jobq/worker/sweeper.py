@@ -117,7 +117,11 @@ class Sweeper:
 
     async def _look(self) -> list[tuple[str, str, bytes]]:
         """Read all counters; returns (queue, worker, counter) of those that stood still for a lease."""
-        queues = {*self._queues, *await self._broker.queues()}
+        # Those of watched workers too: the names are a hint, and who beats in a queue not looked at has not vanished.
+        queues = {*self._queues, *await self._broker.queues(), *(queue for queue, _ in self._watches)}
+        for queue in queues.difference(self._queues):
+            # In a cluster its node may refuse the beats that are seen to be missing, and take those of this process.
+            await self._broker.check_writable(queue)
         beats = {
             (queue, worker): counter
             for queue in queues

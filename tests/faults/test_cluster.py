@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -12,10 +13,10 @@ import redis
 from redis.crc import key_slot
 from redis.exceptions import AskError, ClusterDownError, MovedError, NoPermissionError, TryAgainError
 
-from jobq.broker.client import UNAVAILABLE, connect, connect_sync
+from jobq.broker.client import UNAVAILABLE, ResponseError, connect, connect_sync
 from jobq.broker.cluster import _named
 from jobq.broker.keys import Keys, queue_names
-from tests.builders import Bench
+from tests.builders import Bench, Gate, beating, started
 from tests.commands import Commands
 from tests.faults.proxy import proxy_before
 from tests.faults.serving import serving
@@ -249,6 +250,49 @@ async def test_a_worker_keeps_its_lease_in_the_queues_of_the_nodes_that_are_ther
                 await asyncio.to_thread(worker.heartbeat.step)
 
         assert witness.ask("HGET", keys.beats, worker.name) != before
+
+
+async def test_nobody_is_swept_while_the_node_of_his_queue_takes_no_writes(
+    nodes: Cluster, shared_database_url: str
+) -> None:
+    """Though the queues of whoever looks are on another node, which takes them."""
+    here, there = QUEUES[:2]
+    async with Bench.open(shared_database_url, nodes.url) as bench:
+        gate = Gate()
+
+        @bench.app.task(queue=there)
+        async def endless() -> None:
+            await gate.wait()
+
+        living, other = [await bench.worker(queues=(name,), lease=1.0) for name in (here, there)]
+        job_id = await bench.commit_and_relay(endless)
+        await started(other)
+        swept: list[str] = []
+
+        async def has_looked_for(seconds: float) -> None:
+            ends_at = time.monotonic() + seconds
+
+            async def look() -> bool:
+                with suppress(ResponseError):
+                    swept.extend(await living.sweeper.step())
+                return time.monotonic() > ends_at
+
+            await until(look, "it has looked for so long")
+
+        async with beating(living):
+            await has_looked_for(0.1)
+            owner(nodes, there).ask("CONFIG", "SET", "min-replicas-to-write", 1)
+            try:
+                with pytest.raises(ResponseError):
+                    await asyncio.to_thread(other.heartbeat.step)
+                await has_looked_for(3.0)
+            finally:
+                owner(nodes, there).ask("CONFIG", "SET", "min-replicas-to-write", 0)
+            assert swept == []
+            assert (await bench.row(job_id))["crashes"] == 0  # type: ignore[index]
+
+            await has_looked_for(3.0)
+            assert swept == [other.name]
 
 
 async def test_a_silent_node_is_asked_last(nodes: Cluster) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from jobq import Context, DeadJob, Retry, Snooze
 from jobq.broker.client import ResponseError
+from jobq.broker.keys import queue_names
 from jobq.model import Entry
 from jobq.worker import sweeper as sweeper_module
 from jobq.worker.worker import Worker
@@ -122,6 +123,22 @@ async def test_a_worker_that_signed_off_is_not_swept(bench: Bench, clock: Clock)
     await bench.broker.sweep("default", "w-dead", b"123", {})
 
     assert await watch(living, clock, 2 * LEASE_S) == []
+
+
+async def test_a_worker_that_beats_is_not_swept_when_the_names_of_the_queues_are_lost(
+    bench: Bench, clock: Clock
+) -> None:
+    """Its queue is served by nobody else here, and was known from those names."""
+    task, _, _ = counted(bench)
+    living, other = await bench.worker(lease=LEASE_S), await bench.worker(lease=LEASE_S, queues=("elsewhere",))
+    job_id = await bench.enqueue(task, 1, queue="elsewhere")
+    await bench.relay()
+    await started(other)
+    await watch(living, clock, 3, between=other.heartbeat.step)
+    await bench.redis.delete(queue_names(bench.broker.database_id))
+
+    assert await watch(living, clock, 3 * LEASE_S, between=other.heartbeat.step) == []
+    assert (await bench.row(job_id))["crashes"] == 0  # type: ignore[index]
 
 
 async def test_a_worker_that_beats_is_not_swept(bench: Bench, clock: Clock) -> None:

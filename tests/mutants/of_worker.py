@@ -68,6 +68,21 @@ OF_WORKER = (
         tests=("tests/integration/test_turns.py::test_nothing_starts_when_the_last_answered_beat_is_too_old",),
     ),
     Mutation(
+        name="vanished-with-its-queue",
+        breaks="A worker counts as vanished when the name of its queue is lost.",
+        edits=(Edit(_SWEEPER, ", *(queue for queue, _ in self._watches)}", "}"),),
+        tests=(
+            "tests/integration/test_sweeper.py"
+            "::test_a_worker_that_beats_is_not_swept_when_the_names_of_the_queues_are_lost",
+        ),
+    ),
+    Mutation(
+        name="sweep-where-no-writes-go",
+        breaks="Workers are swept while the node of their queue takes no writes.",
+        edits=(Edit(_SWEEPER, "await self._broker.check_writable(queue)", "pass"),),
+        tests=("tests/faults/test_cluster.py::test_nobody_is_swept_while_the_node_of_his_queue_takes_no_writes",),
+    ),
+    Mutation(
         name="suspect-beside-others",
         breaks="A job that killed two workers runs beside others.",
         edits=(
