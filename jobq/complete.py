@@ -44,7 +44,7 @@ async def complete(job: Job, run: Run) -> AsyncIterator[AsyncSession]:
             yield session
         finally:
             patience.go_on()  # also for the ROLLBACK
-        await _check_still_open(job, run, session, transaction, xid)
+        await _check_still_open(job, run, session, transaction, xid, patience)
         # Crash here: nothing is committed, the job runs again.
         # Not cancelled half way: nobody would know whether it happened.
         _, cancelled = await to_the_end(transaction.__aexit__(None, None, None))
@@ -95,7 +95,7 @@ async def _rolled_back(stack: AsyncExitStack, error: BaseException) -> None:
 
 
 async def _check_still_open(
-    job: Job, run: Run, session: AsyncSession, transaction: AsyncSessionTransaction, xid: str
+    job: Job, run: Run, session: AsyncSession, transaction: AsyncSessionTransaction, xid: str, patience: Patience
 ) -> None:
     """Refuse to commit anything but what began with the DELETE of the row.
 
@@ -105,6 +105,7 @@ async def _check_still_open(
     is_open, cause = False, None
     if transaction.is_active:
         try:
+            await _flush(session, patience)
             is_open = await is_same_transaction(session, run.schema, xid)
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) != _FAILED_TRANSACTION:
@@ -115,3 +116,12 @@ async def _check_still_open(
             f"task {job.task!r}: the transaction of ctx.complete() was over before its block. Leave commit and "
             "rollback to it, and put `async with session.begin_nested():` around a statement that may fail"
         ) from cause
+
+
+async def _flush(session: AsyncSession, patience: Patience) -> None:
+    """Have the session write now what it keeps for its COMMIT: the application's, which may take its time."""
+    patience.rest()
+    try:
+        await session.flush()
+    finally:
+        patience.go_on()

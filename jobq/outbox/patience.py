@@ -34,7 +34,9 @@ class Patience:
         self.rest()
 
     async def begin(self, tx: AsyncSession | AsyncConnection) -> None:
-        """From now on the connection of `tx` must answer in time."""
+        """From now on the connection of `tx` must answer in time, and no other: it may be somebody else's by now."""
+        self.rest()
+        self._driver = None
         connection = await tx.connection() if isinstance(tx, AsyncSession) else tx
         self._driver = (await connection.get_raw_connection()).driver_connection
         self.go_on()
