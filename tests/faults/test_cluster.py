@@ -163,7 +163,7 @@ async def test_a_node_that_a_command_was_sent_on_to_may_be_away(nodes: Cluster) 
 
 async def test_a_user_who_may_not_say_asking_is_told_so(nodes: Cluster) -> None:
     for node in nodes.nodes:
-        node.ask("ACL", "SETUSER", "jobq_worker", *documented_rights("jobq_worker"), "-asking")
+        node.ask("ACL", "SETUSER", "jobq_worker", "on", ">secret", *rules_of_users()["worker"], "-asking")
     worker = connect(nodes.url.replace("://", "://jobq_worker:secret@"))
     to = next(node for node in nodes.nodes if node is not owner(nodes, "beta"))
     with slot_on_the_move(nodes, "beta", to), pytest.raises(NoPermissionError, match="asking"):

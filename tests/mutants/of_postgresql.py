@@ -114,7 +114,7 @@ OF_POSTGRESQL = (
                 "            yield session\n"
                 "        finally:\n"
                 "            patience.go_on()  # also for the ROLLBACK\n"
-                "        await _check_still_open(job, run, session, transaction, xid)\n",
+                "        await _check_still_open(job, run, session, transaction, xid, patience)\n",
                 "        session = await stack.enter_async_context(run.sessions())\n"
                 "        transaction = await stack.enter_async_context(session.begin())\n"
                 "        yield session\n"
@@ -140,7 +140,7 @@ OF_POSTGRESQL = (
                 "            yield session\n"
                 "        finally:\n"
                 "            patience.go_on()  # also for the ROLLBACK\n"
-                "        await _check_still_open(job, run, session, transaction, xid)\n",
+                "        await _check_still_open(job, run, session, transaction, xid, patience)\n",
                 "        session = await stack.enter_async_context(run.sessions())\n"
                 "        async with session.begin():\n"
                 "            yield session\n"
