@@ -38,6 +38,7 @@ began: `due`, `over` when the end of the job was visible by then, `unread` when 
 
 INDEXES = """
     CREATE INDEX ON chaos.run (job_id, generation);
+    CREATE INDEX ON chaos.run (order_id);
     CREATE INDEX ON chaos.run (name);
     CREATE INDEX ON chaos.run_end (name);
     CREATE INDEX ON chaos.orders (job_id);
