@@ -120,6 +120,8 @@ async def test_sessions_of_any_kind_may_be_ended_again_and_again(
     monkeypatch.setattr("jobq.worker.worker.SWEEP_EVERY_S", 0.05)
     async with serving(shared_database_url, redis_url) as our:
         deaths, struck = Deaths(our.bench, redis_url), 0
+        await our.order()
+        await our.drained()  # the worker has started: one that cannot start ends
 
         async def strike_often_enough() -> bool:
             nonlocal struck
