@@ -44,8 +44,6 @@ def resume(headers: str) -> None:
         found = json.loads(headers)
     except RecursionError:  # written by another program
         return
-    if not isinstance(found, dict):
-        return
     trace = {name: found[name] for name in FIELDS if isinstance(found.get(name), str) and len(found[name]) <= _LONGEST}
     if not trace.get(FIELDS[0]):
         return
