@@ -110,13 +110,7 @@ class _SyncClient(redis.Redis):
 def connect(url: str) -> AsyncClient:
     """Make a client for one process. Opens nothing yet. Raises ConfigurationError for a bad URL."""
     at = read(url)
-    shared = {
-        "retry": AsyncRetry(NoBackoff(), 0),
-        "socket_timeout": None,
-        "socket_connect_timeout": None,
-        "encoding_errors": "surrogateescape",
-        **_quiet_maintenance(),
-    }
+    shared = _options(AsyncRetry(NoBackoff(), 0), None)
     if at.kind == "sentinel":
         return _Client.from_pool(sentinel.async_pool(at, shared))
     if at.kind == "cluster":
@@ -127,13 +121,7 @@ def connect(url: str) -> AsyncClient:
 def connect_sync(url: str) -> redis.Redis:
     """Make the heartbeat thread's client: one connection, SYNC_TIMEOUT_S for each call."""
     at = read(url)
-    shared = {
-        "retry": Retry(NoBackoff(), 0),
-        "socket_timeout": SYNC_TIMEOUT_S,
-        "socket_connect_timeout": SYNC_TIMEOUT_S,
-        "encoding_errors": "surrogateescape",
-        **_quiet_maintenance(),
-    }
+    shared = _options(Retry(NoBackoff(), 0), SYNC_TIMEOUT_S)
     if at.kind == "sentinel":
         return _SyncClient.from_pool(sentinel.pool(at, shared))
     if at.kind == "cluster":
@@ -169,6 +157,17 @@ async def check_server(client: AsyncClient) -> dict[str, Any]:
         "maxmemory": info.get("maxmemory", 0),
         "maxmemory_policy": policy,
         "aof_enabled": bool(info.get("aof_enabled", 0)),
+    }
+
+
+def _options(retry: AsyncRetry | Retry, timeout_s: float | None) -> dict[str, Any]:
+    """What every connection of jobq's has, whichever kind of URL it comes from."""
+    return {
+        "retry": retry,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "encoding_errors": "surrogateescape",
+        **_quiet_maintenance(),
     }
 
 

@@ -13,8 +13,8 @@ OF_REDIS = (
         edits=(
             Edit(
                 "jobq/broker/client.py",
-                '        "retry": AsyncRetry(NoBackoff(), 0),\n',
-                '        "retry": AsyncRetry(NoBackoff(), 3),\n',
+                "_options(AsyncRetry(NoBackoff(), 0), None)",
+                "_options(AsyncRetry(NoBackoff(), 3), None)",
             ),
         ),
         tests=("tests/integration/test_client.py::test_a_write_without_a_reply_is_sent_once",),
