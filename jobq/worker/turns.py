@@ -310,9 +310,12 @@ class Turns:
             )
 
     async def adopt(self, queue: str, raws: list[bytes]) -> None:
-        """Take up entries in my working list that I never saw arrive."""
+        """Take up entries in my working list that I never saw arrive.
+
+        As many as fit into the slots, so that a flood of them leaves turns to real jobs; the next beat names the rest.
+        """
         # Crash here: they are in the working list, and are swept.
-        adopted = await self._own(queue, raws)
+        adopted = await self._own(queue, raws[: self._settings.concurrency])
         if self._take_up(adopted):
             log.warning("adopted entries whose fetch had no answer", extra={"fields": {"count": len(adopted)}})
             await self._broker.count(queue, "adopted", len(adopted))

@@ -222,10 +222,10 @@ async def test_a_relay_that_leads_and_one_that_stands_by_are_ready(shared_databa
         with answering(relays[0]) as first, answering(relays[1]) as second:
             assert await failing(first) == ["relay.turns", "relay.role"], "it does not run yet"
             leading = asyncio.create_task(relays[0].run(stopping))
+            await until(lambda: relays[0].is_leading, "the first leads")
             await until_ready(first)
             standing_by = asyncio.create_task(relays[1].run(stopping))
             await until_ready(second)
-            await until(lambda: relays[0].is_leading, "the first leads")
             _, leader = await ask(first, "/readyz")
             _, standby = await ask(second, "/readyz")
 

@@ -562,21 +562,35 @@ async def test_entries_adopted_while_a_suspect_waits_go_to_other_workers(bench: 
 async def test_adopted_entries_beyond_the_free_slots_are_released(bench: Bench) -> None:
     wait_at_gate, gate = gated(bench.app)
     worker = await bench.worker(concurrency=2)
-    for _ in range(3):
+    await bench.commit_and_relay(wait_at_gate)
+    await started(worker)
+    await gate.arrived.wait()
+    for _ in range(2):
         await bench.commit_and_relay(wait_at_gate)
-    raws = (await bench.broker.fetch("default", worker.name, 3)).entries  # type: ignore[union-attr]
+    raws = (await bench.broker.fetch("default", worker.name, 2)).entries  # type: ignore[union-attr]
 
     await worker.turns.adopt("default", raws)
     await started(worker)
-    await gate.arrived.wait()
+    await until(lambda: len(worker.turns.runs) == 2, "the slot is taken")
     await settled(worker)
 
-    assert len(worker.turns.runs) == 2
-    assert await bench.ready() == [raws[2]]
-    assert (await bench.stats())["adopted"] == 3
+    assert await bench.ready() == [raws[1]]
+    assert (await bench.stats())["adopted"] == 2
     gate.open.set()
     await until(lambda: not worker.turns.runs, "the runs ended")
     await settled(worker)
+
+
+async def test_adoption_leaves_turns_to_others(bench: Bench) -> None:
+    note, _ = note_runs(bench.app)
+    worker = await bench.worker(concurrency=2)
+    for number in range(5):
+        await bench.commit_and_relay(note, number)
+    raws = (await bench.broker.fetch("default", worker.name, 5)).entries  # type: ignore[union-attr]
+
+    await worker.turns.adopt("default", raws)
+
+    assert (await bench.stats())["adopted"] == 2, "the next beat names the rest"
 
 
 async def test_what_is_owned_is_ignored_when_it_is_adopted_again(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from uuid import UUID
 
 import pytest
@@ -80,10 +81,16 @@ def test_whatever_redis_holds_parses_to_a_well_formed_entry_or_none(raw):
 
 
 def test_job_ids_are_different_and_ordered_as_they_were_made():
-    ids = [new_job_id() for _ in range(20_000)]
+    ids, made_at = [], [time.time_ns()]
+    for _ in range(20_000):
+        ids.append(new_job_id())
+        made_at.append(time.time_ns())
 
-    assert ids == sorted(set(ids))
+    assert len(set(ids)) == len(ids)
     assert {id_.version for id_ in ids} == {7}
+    for i in range(len(ids) - 1):
+        clock_went_back = made_at[i : i + 3] != sorted(made_at[i : i + 3])
+        assert ids[i] < ids[i + 1] or clock_went_back, f"ids {i} and {i + 1}"
 
 
 def test_values_cannot_be_changed():
