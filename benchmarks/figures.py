@@ -44,7 +44,7 @@ class Figure:
     unit: str
     samples: list[float] = field(default_factory=list)
     others_cpu: list[float] = field(default_factory=list)
-    """Share of the CPU time of all cores, 0 to 1, that processes which are not of the benchmark took; one for each run."""
+    """Share of the CPU time of all cores, 0 to 1, that other processes than the benchmark took; one for each run."""
 
     @property
     def median(self) -> float:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, TypeAlias
 
+import hiredis
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
@@ -73,8 +75,31 @@ CALL_TIMEOUT_S = 5.0
 SYNC_TIMEOUT_S = 3.0
 
 
+class _Packing:
+    """A connection whose commands hiredis packs: redis-py does so for blocking connections only."""
+
+    def pack_command(self, *words: Any) -> list[bytes]:
+        first, *rest = words
+        names = first.encode().split() if isinstance(first, str) else [first]
+        packed: Any = (*names, *map(_word, rest))
+        return [hiredis.pack_command(packed)]
+
+
+def _word(word: Any) -> Any:
+    return word.encode("utf-8", "surrogateescape") if isinstance(word, str) else word
+
+
+@cache
+def _packing(kind: type) -> type:
+    return type(f"Packing{kind.__name__}", (_Packing, kind), {})
+
+
 class _Client(redis.asyncio.Redis):
     """A client that leaves a server which takes no writes any more."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.connection_pool.connection_class = _packing(self.connection_pool.connection_class)  # type: ignore[arg-type]
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         try:

@@ -15,7 +15,7 @@ import inspect
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
@@ -106,15 +106,16 @@ class Executor:
             hide_values(refused)
             return *self._bury(holding, job, "invalid", refused, failed=False), refused
         try:
-            await self._call(holding, holding.run, job, task, limit, arguments)
+            await self._called(holding, holding.run, job, task, limit, arguments)
         except BaseException as raised:  # noqa: BLE001  everything a task raises is an end of the job
             hide_values(raised)
             error = _alone(raised)
         return *self._settle(holding, holding.run, job, task, limit, error), error
 
-    async def _call(
+    def _called(
         self, holding: Holding, run: Run, job: Job, task: Task[..., Any, Any], limit: int, arguments: dict[str, Any]
-    ) -> None:
+    ) -> Awaitable[Any]:
+        """The call of the task, to be awaited: where it is async and has no time limit, with nothing around it."""
         call: Callable[[], Any] = partial(task.function, **arguments)
         if task.takes_context:
             context: Context[Any] = Context(
@@ -124,16 +125,18 @@ class Executor:
         if job.headers is not None:
             resume(job.headers)
         timeout_s = job.timeout_s or task.timeout_s
-        if task.is_async:
-            async with asyncio.timeout(timeout_s):
-                await call()
-            return
+        if not task.is_async:
+            return self._called_in_thread(holding, job, call, timeout_s)
+        return call() if timeout_s is None else _in_time(call(), timeout_s)
+
+    async def _called_in_thread(
+        self, holding: Holding, job: Job, call: Callable[[], Any], timeout_s: float | None
+    ) -> None:
         await self._take_thread(holding, job)
         self.in_threads[holding] = job
         try:
             # Its time begins here: what it waited for a thread is not its own doing.
-            async with asyncio.timeout(timeout_s):
-                await self._in_thread(holding, job, call)
+            await _in_time(self._in_thread(holding, job, call), timeout_s)
         finally:
             del self.in_threads[holding]
             self._free_threads.release()
@@ -155,7 +158,7 @@ class Executor:
 
         If it then ended well it is done, late or not: its work would be done twice by another run.
         """
-        work = self._threads.submit(contextvars.copy_context().run, _called, call)
+        work = self._threads.submit(contextvars.copy_context().run, _run_in_thread, call)
         future = asyncio.wrap_future(work)
         while not future.done():
             try:
@@ -234,7 +237,12 @@ class Executor:
         return "dead", None
 
 
-def _called(call: Callable[[], Any]) -> None:
+async def _in_time(call: Awaitable[Any], timeout_s: float | None) -> None:
+    async with asyncio.timeout(timeout_s):
+        await call
+
+
+def _run_in_thread(call: Callable[[], Any]) -> None:
     """A synchronous task, in its thread."""
     try:
         result = call()

@@ -59,17 +59,18 @@ class Owned:
 
     def take(self, queue: str, entry: Entry) -> Holding | None:
         """Own an entry; None if it is owned already, by a run that is alive."""
-        holdings = self._holdings[queue]
-        if entry.key in holdings and holdings[entry.key].is_listed:
+        holdings, key = self._holdings[queue], entry.key
+        held = holdings.get(key)
+        if held is not None and held.is_listed:
             return None
-        holdings[entry.key] = holding = Holding(queue, entry)
+        holdings[key] = holding = Holding(queue, entry)
         return holding
 
     def drop(self, holding: Holding) -> None:
         """Own it no more. Only after Redis has confirmed that it holds it no more either."""
-        holdings = self._holdings[holding.queue]
-        if holdings.get(holding.entry.key) is holding:
-            del holdings[holding.entry.key]
+        holdings, key = self._holdings[holding.queue], holding.entry.key
+        if holdings.get(key) is holding:
+            del holdings[key]
 
     def find(self, queue: str, raw: bytes) -> Holding | None:
         entry = Entry.parse(raw)

@@ -185,11 +185,17 @@ class Settler:
             self._rescheduled += [pair for pair in rescheduled if pair[0] in locked]
             self._buried += [pair for pair in buried if pair[0] in locked]
         # Crash here: the rows are settled and the entries are not; each is dropped at its next pre-read.
-        for holding in holdings:
-            if holding not in locked:
-                self.ack(holding)
+        self._ack_settled(holdings, locked)
         self.database_outage.end()
         return _RETRY_LOCKED_S if locked else 0.0
+
+    def _ack_settled(self, holdings: list[Holding], locked: set[Holding]) -> None:
+        settled: dict[str, list[Holding]] = defaultdict(list)
+        for holding in holdings:
+            if holding not in locked:
+                settled[holding.queue].append(holding)
+        for queue, acked in settled.items():
+            self._moves[_Move("ack", queue, "acked")] += acked
 
     async def _write(
         self,

@@ -225,6 +225,7 @@ class Turns:
 
     def _start(self, holdings: list[Holding], jobs: dict[UUID, Job], *, alone: bool = False) -> None:
         running = len(self.runs)
+        may_start = self._may_start and not self._orders.stopping.is_set()
         for holding in holdings:
             job = jobs.get(holding.entry.id)
             generation = holding.entry.generation
@@ -237,7 +238,7 @@ class Turns:
                 self._settler.ack(holding, "stale")
             elif job.task not in self._app.tasks:
                 self._park(holding, job)
-            elif self._orders.stopping.is_set() or not self._may_start:
+            elif not may_start:
                 self._settler.release(holding)
             elif job.crashes >= CRASHES_BEFORE_ALONE and not alone:
                 self._keep_suspect(holding, job)

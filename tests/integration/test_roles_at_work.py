@@ -208,7 +208,7 @@ async def test_a_run_in_one_process_needs_both_roles_and_the_commands_of_both_us
     roles, users = shop.roles, shop.users
     await shop.db.execute(f"GRANT {roles.names['relay']} TO {roles.names['worker']}")
     with connect_sync(redis_url) as admin:
-        admin.execute_command("ACL", "SETUSER", users.names["worker"], "+get", "+set", "+hmget")
+        admin.execute_command("ACL", "SETUSER", users.names["worker"], "+get", "+set")
     roles.urls["run"], users.urls["run"] = roles.urls["worker"], users.urls["worker"]
     run = await shop.start("run", ready="worker ready")
     web = await asyncpg.connect(roles.urls["web"])

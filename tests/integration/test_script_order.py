@@ -37,6 +37,7 @@ CALLS: dict[str, Call] = {
     "push": lambda broker, _: broker.push(QUEUE, [entry(E), entry(A, 2)], expected="r:1", token="r:2"),
     "fetch": lambda broker, _: broker.fetch(QUEUE, "w", 2),
     "ack": lambda broker, _: broker.ack(QUEUE, "w", raw(entry(A), entry(B))),
+    "ack-out-of-order": lambda broker, _: broker.ack(QUEUE, "w", raw(entry(B), entry(A))),
     "release": lambda broker, _: broker.release(QUEUE, "w", raw(entry(A), entry(B))),
     "park": lambda broker, _: broker.park(QUEUE, "w", "sms", raw(entry(B))),
     "unpark": lambda broker, _: broker.unpark(QUEUE, "w", ["mail"], room=1),
@@ -45,8 +46,9 @@ CALLS: dict[str, Call] = {
 }
 WRITES = {
     "push": ["rpush", "hset", "set", "lpush"],
-    "fetch": ["lmove", "rpop", "lpush"],
-    "ack": ["hdel", "lrem"],
+    "fetch": ["rpush", "ltrim", "lpush"],
+    "ack": ["hdel", "ltrim"],
+    "ack-out-of-order": ["hdel", "lrem"],
     "release": ["lpush", "lrem"],
     "park": ["rpush", "lrem"],
     "unpark": ["rpush", "lpop", "lpush"],

@@ -41,10 +41,8 @@ OF_REDIS = (
         edits=(
             Edit(
                 f"{_LUA}/push.lua",
-                "    redis.call('RPUSH', KEYS[4 + tonumber(priority)], ARGV[i])\n"
-                "    redis.call('HSET', KEYS[2], id, generation)\n",
-                "    redis.call('HSET', KEYS[2], id, generation)\n"
-                "    redis.call('RPUSH', KEYS[4 + tonumber(priority)], ARGV[i])\n",
+                "  for priority, entries in ipairs(lists) do\n",
+                "  redis.call('HSET', KEYS[2], unpack(fields))\n  for priority, entries in ipairs(lists) do\n",
             ),
         ),
         tests=("tests/integration/test_script_order.py",),
@@ -55,12 +53,9 @@ OF_REDIS = (
         edits=(
             Edit(
                 f"{_LUA}/ack.lua",
-                "  local id, generation = string.match(ARGV[i] .. ':', '^(%x+):(%d+):[1-4]:')\n",
-                "  removed = removed + redis.call('LREM', KEYS[3], 1, ARGV[i])\n"
-                "  local id, generation = string.match(ARGV[i] .. ':', '^(%x+):(%d+):[1-4]:')\n",
-            ),
-            Edit(
-                f"{_LUA}/ack.lua", "  end\n  removed = removed + redis.call('LREM', KEYS[3], 1, ARGV[i])\n", "  end\n"
+                "for first = 2, #ARGV, at_a_time do\n",
+                "for i = 2, #ARGV do\n  redis.call('LREM', KEYS[3], 1, ARGV[i])\nend\n"
+                "for first = 2, #ARGV, at_a_time do\n",
             ),
         ),
         tests=("tests/integration/test_script_order.py",),
@@ -68,13 +63,15 @@ OF_REDIS = (
     Mutation(
         name="ack-any-generation",
         breaks="A late ack makes Redis forget a newer generation.",
-        edits=(Edit(f"{_LUA}/ack.lua", "    if newest(id) <= tonumber(generation) then\n", "    if true then\n"),),
+        edits=(
+            Edit(f"{_LUA}/ack.lua", "      if generation_of(value) <= generations[i] then\n", "      if true then\n"),
+        ),
         tests=("tests/integration/test_scripts.py::test_ack_of_an_old_generation_keeps_the_newer_known",),
     ),
     Mutation(
         name="ack-leaves-entry",
         breaks="An ack leaves the entry in the working list.",
-        edits=(Edit(f"{_LUA}/ack.lua", "redis.call('LREM', KEYS[3], 1, ARGV[i])\n", "1\n"),),
+        edits=(Edit(f"{_LUA}/ack.lua", "  redis.call('LTRIM', KEYS[3], same, -1)\n", ""),),
         tests=("tests/integration/test_scripts.py::test_ack_forgets_settled_entries",),
     ),
     Mutation(
@@ -83,8 +80,8 @@ OF_REDIS = (
         edits=(
             Edit(
                 f"{_LUA}/fetch.lua",
-                "    if id and redis.call('HGET', KEYS[1], id) == generation then\n",
-                "    if id and generation then\n",
+                "      if generations[i] and known[i] == generations[i] then\n",
+                "      if generations[i] then\n",
             ),
         ),
         tests=(

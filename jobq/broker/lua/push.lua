@@ -15,18 +15,36 @@ local token = redis.call('GET', KEYS[1])
 if ARGV[1] ~= '*' and token ~= ARGV[1] and token ~= ARGV[2] then
   return {-1}
 end
--- What Redis knows of an id; 0 for nothing, and for what no script of ours wrote (a job must not wait behind that).
-local function newest(id)
-  local value = redis.call('HGET', KEYS[2], id)
+-- What a value of known says; 0 for nothing, and for what no script of ours wrote (a job must not wait behind that).
+local function generation_of(value)
   return value and string.match(value, '^[1-9]%d*$') and tonumber(value) <= 2147483647 and tonumber(value) or 0
 end
-local pushed = 0
-for i = 4, #ARGV do
-  local id, generation, priority = string.match(ARGV[i], '^(%x+):(%d+):([1-4])')
-  if newest(id) < tonumber(generation) then
-    redis.call('RPUSH', KEYS[4 + tonumber(priority)], ARGV[i])
-    redis.call('HSET', KEYS[2], id, generation)
-    pushed = pushed + 1
+local at_a_time, pushed = 1000, 0 -- what Lua hands to one call has a limit of some 8000
+for first = 4, #ARGV, at_a_time do
+  local last, ids, newest = math.min(first + at_a_time - 1, #ARGV), {}, {}
+  for i = first, last do
+    ids[#ids + 1] = string.match(ARGV[i], '^%x+')
+  end
+  for i, value in ipairs(redis.call('HMGET', KEYS[2], unpack(ids))) do
+    newest[ids[i]] = generation_of(value)
+  end
+  local lists, fields = {{}, {}, {}, {}}, {}
+  for i = first, last do
+    local id, generation, priority = string.match(ARGV[i], '^(%x+):(%d+):([1-4])')
+    if newest[id] < tonumber(generation) then
+      newest[id] = tonumber(generation)
+      table.insert(lists[tonumber(priority)], ARGV[i])
+      fields[#fields + 1], fields[#fields + 2] = id, generation
+    end
+  end
+  for priority, entries in ipairs(lists) do
+    if #entries > 0 then
+      redis.call('RPUSH', KEYS[4 + priority], unpack(entries))
+      pushed = pushed + #entries
+    end
+  end
+  if #fields > 0 then
+    redis.call('HSET', KEYS[2], unpack(fields))
   end
 end
 redis.call('SET', KEYS[1], ARGV[2])
