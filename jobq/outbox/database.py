@@ -248,8 +248,10 @@ class Database:
 
 
 async def _set(connection: asyncpg.Connection, settings: dict[str, str], *, is_local: bool) -> None:
-    for setting, value in settings.items():
-        await connection.fetchval("SELECT set_config($1, $2, $3)", setting, value, is_local)
+    query = (
+        "SELECT set_config(name, value, $3) FROM unnest(CAST($1 AS text[]), CAST($2 AS text[])) AS given (name, value)"
+    )
+    await connection.fetch(query, list(settings), list(settings.values()), is_local)
 
 
 def _explain_lost_statements(error: BaseException) -> None:

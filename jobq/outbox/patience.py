@@ -17,6 +17,12 @@ ANSWER_TIMEOUT_S = 30.0
 """A connection that says nothing for this long leads nowhere any more."""
 
 
+def driver_of(connection: AsyncConnection) -> Any:
+    """The asyncpg connection beneath one that is open."""
+    assert connection.sync_connection is not None
+    return connection.sync_connection.connection.driver_connection
+
+
 class Patience:
     """Ends a connection whose answer does not come in time, so that whatever waits for it raises.
 
@@ -38,7 +44,7 @@ class Patience:
         self.rest()
         self._driver = None
         connection = await tx.connection() if isinstance(tx, AsyncSession) else tx
-        self._driver = (await connection.get_raw_connection()).driver_connection
+        self._driver = driver_of(connection)
         self.go_on()
 
     def rest(self) -> None:

@@ -19,7 +19,6 @@ from .statement import Statement, Transaction
 _read = Statement("read")
 _complete = Statement("complete")
 _complete_one = Statement("complete_one")
-_begin_complete = Statement("begin_complete")
 _same_transaction = Statement("same_transaction")
 _reschedule = Statement("reschedule")
 _bury = Statement("bury")
@@ -96,10 +95,9 @@ async def begin_complete(tx: Transaction, schema: str, run: RunKey, *, worker: s
     row (then error 55P03). Raises NotInTransaction where the DELETE would be committed on its own.
     """
     await require_transaction(tx)
-    await _begin_complete.on(
-        tx, schema, name=worker_session(worker), lock=f"{LOCK_TIMEOUT_MS}ms", idle=f"{IDLE_IN_COMPLETE_S}s"
-    )
-    for (xid,) in await _complete_one.on(tx, schema, id=run[0], generation=run[1]):
+    id_, generation = run
+    settings = {"name": worker_session(worker), "lock": f"{LOCK_TIMEOUT_MS}ms", "idle": f"{IDLE_IN_COMPLETE_S}s"}
+    for (xid,) in await _complete_one.on(tx, schema, id=id_, generation=generation, **settings):
         return str(xid)
     return None
 

@@ -63,7 +63,6 @@ CALLS = {
     ],
     "complete": [
         Call("BEGIN", (b"BEGIN",)),
-        sql("begin_complete"),
         sql("complete_one"),
         sql("same_transaction"),
         commit("complete_one"),

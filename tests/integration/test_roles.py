@@ -19,7 +19,7 @@ SQL = Path(__file__).parents[2] / "jobq" / "outbox" / "sql"
 RUNS = {
     "web": "enqueue lock_keys enqueue_many enqueue_many_renamed",
     "worker": """
-        read begin_complete complete_one same_transaction complete reschedule bury crash generations end_backends
+        read complete_one same_transaction complete reschedule bury crash generations end_backends
         recall record enqueue lock_keys enqueue_many enqueue_many_renamed
         cancel find_jobs count_jobs count_dead pages leader list_jobs list_delayed show_job run_now
         list_dead show_dead retry_dead discard_dead
