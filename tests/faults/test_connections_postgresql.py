@@ -80,7 +80,7 @@ CALLS = {
     ],
     "sweep": [sql("end_backends", "orphan"), sql("crash", "orphan"), sql("generations", "orphan")],
     "connect": [
-        Call("set_config", (b"SELECT set_config($1, $2, $3)",), "cut"),
+        Call("set_config", (b"SELECT set_config(name, value, $3)",), "cut"),
         Call("pg_is_in_recovery", (b"pg_is_in_recovery",), "cut"),
         Call("database_id", (b"SELECT database_id",), "cut"),
         Call("alembic_version", (b"alembic_version",), "restart"),

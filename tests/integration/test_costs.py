@@ -385,7 +385,7 @@ async def test_two_queues_are_fetched_and_acked_in_a_call_each_and_read_and_comp
     assert cost.commands["evalsha"] == 4
 
 
-async def test_a_job_that_completes_in_its_own_transaction_costs_five_round_trips_beside_its_effects(
+async def test_a_job_that_completes_in_its_own_transaction_costs_four_round_trips_beside_its_effects(
     bench: Bench, meter: Meter
 ) -> None:
     @bench.app.task
@@ -398,13 +398,12 @@ async def test_a_job_that_completes_in_its_own_transaction_costs_five_round_trip
     assert cost.statements == [
         "read",  # with its batch
         "BEGIN",
-        "begin_complete",  # the worker's name and the bounds, for a sweeper and for locks
-        "complete_one",  # the row's DELETE, before any effect
+        "complete_one",  # the row's DELETE, before any effect, with the worker's name and the bounds
         "INSERT INTO effect (job_id, note) VALUES ($1, $2)",
         "same_transaction",  # or a COMMIT of what the block ended before would say nothing
         "COMMIT",
     ]
-    assert cost.round_trips == 7
+    assert cost.round_trips == 6
     assert cost.commands["evalsha"] == 2  # fetch and ack
 
 
@@ -424,9 +423,7 @@ async def test_jobs_that_complete_in_their_own_transactions_share_the_read_and_t
         await turn(worker)
 
     counts = Counter(cost.statements)
-    assert [counts[name] for name in ("BEGIN", "begin_complete", "complete_one", "same_transaction", "COMMIT")] == [
-        10
-    ] * 5
+    assert [counts[name] for name in ("BEGIN", "complete_one", "same_transaction", "COMMIT")] == [10] * 4
     assert counts["read"] == 1
     assert "complete" not in counts
     assert cost.commands["evalsha"] == 2
@@ -572,7 +569,7 @@ async def test_a_look_for_parked_jobs_is_one_call_with_a_command_for_each_task(b
     assert (cost.statements, cost.commands) == ([], {"evalsha": 1, "hexists": 1, "lindex": 3})
 
 
-async def test_a_tidy_up_costs_sixteen_statements_the_connection_that_it_opens_among_them(
+async def test_a_tidy_up_costs_nine_statements_the_connection_that_it_opens_among_them(
     bench: Bench, meter: Meter
 ) -> None:
     janitor = Janitor(bench.app.database, bench.app.schema, RelaySettings(tidy_every=1e-6))
@@ -581,7 +578,7 @@ async def test_a_tidy_up_costs_sixteen_statements_the_connection_that_it_opens_a
         await janitor.step()
 
     assert cost.statements[-6:] == ["BEGIN", "begin_tidy", "tidy_keys", "tidy_steps", "tidy_dead", "COMMIT"]
-    assert len(cost.statements) <= 16, "eight settings, and two looks at where it leads"
+    assert len(cost.statements) <= 9, "its settings, and two looks at where it leads"
     assert cost.commands == {}
 
 
