@@ -23,7 +23,7 @@ import pytest
 
 from jobq.broker import client, scripts
 from jobq.outbox import database, follow, line, patience, settle
-from jobq.relay import relay
+from jobq.relay import relay, walk
 from jobq.worker import bells, sweeper, worker
 from tests.faults.proxy import Fault, Proxy
 from tests.faults.world import KINDS, LONGEST_S, World, open_world
@@ -157,11 +157,20 @@ async def _survives(world: World, call: Call, fault: Fault, proxy: Proxy) -> Non
         await until(is_over, "it struck, or will not", LONGEST_S)
     struck_at = monotonic()
     await until(world.is_done, "every job is done", LONGEST_S)
+    repaired_s = monotonic() - struck_at
     await world.check()
     _assert_not_run_again(world, is_redis_struck=proxy is world.valkey)
-    if call.name in _UNREPAIRED and fault in (Fault.DROP_BEFORE, Fault.DROP_AFTER):
-        # What was pushed again was acked unsettled, and a ghost was in Redis twice. Longer outages may bring either.
-        assert (await world.bench.stats()).keys() & {"repushed", "ghost", "rewound", "stale", "garbage"} == set()
+    if (
+        call.name in _UNREPAIRED
+        and fault in (Fault.DROP_BEFORE, Fault.DROP_AFTER)
+        and repaired_s < walk._SCRUB_OVERDUE_S
+    ):
+        # What was pushed again was acked unsettled, and a ghost was in Redis twice. Longer outages may bring either,
+        # and so may a machine so busy that the scrub finds a job due for long.
+        stats = await world.bench.stats()
+        assert stats.keys() & {"repushed", "ghost", "rewound", "stale", "garbage"} == set(), (
+            f"{repaired_s:.1f} s: {stats}"
+        )
     if call.name == "fetch.lua" and fault is Fault.DROP_AFTER:
 
         async def is_adopted() -> bool:
