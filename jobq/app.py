@@ -128,6 +128,8 @@ class JobQ:
 
         Raises InvalidArguments or NotInTransaction, with nothing written and the transaction still usable.
         """
+        if isinstance(intents, Intent):  # a tuple too, so that its fields would be taken for intents
+            raise TypeError("'Intent' object is not iterable")
         return await enqueue_many(tx, list(intents), schema=self.schema)
 
     async def cancel(self, tx: Transaction, job_id: UUID, /) -> bool:

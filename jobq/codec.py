@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import types
+import typing
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import lru_cache
@@ -32,13 +34,17 @@ class ArgumentCodec:
     """The arguments of one task.
 
     1. binds a call to the signature, as Python would,
-    2. validates each argument against its annotation,
+    2. validates each argument against its annotation, or sees that it is exactly of the plain type that this names,
     3. writes what was given, by name, as one JSON object, and reads it back before a run.
     """
 
     def __init__(self, task: str, parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, Any]):
         self.task = task
         self._signature = inspect.Signature(list(parameters.values()))
+        self._positional = [name for name, it in parameters.items() if it.kind is not it.KEYWORD_ONLY]
+        required = [place for place, it in enumerate(parameters.values(), 1) if it.default is it.empty]
+        self._fewest = max(required, default=0)
+        self._plain_types = {name: _plain_types_of(hints.get(name, Any)) for name in parameters}
         fields: dict[str, Any] = {}
         for name, parameter in parameters.items():
             hint = hints.get(name, Any)
@@ -56,11 +62,28 @@ class ArgumentCodec:
 
     def encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """Check one call's arguments and return them as JSON. Raises InvalidArguments."""
-        owner = f"{self.task}()"
+        given = self._given(args, kwargs)
+        return self._written_plainly(given) or self._written(given)
+
+    def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if not kwargs and self._fewest <= len(args) <= len(self._positional):  # what binding makes of it, in a tenth
+            return dict(zip(self._positional, args, strict=False))
         try:
-            given = self._signature.bind(*args, **kwargs).arguments
+            return self._signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise InvalidArguments(f"{owner}: {error}") from None
+            raise InvalidArguments(f"{self.task}(): {error}") from None
+
+    def _written_plainly(self, given: dict[str, Any]) -> str | None:
+        """What `_written` returns, where each value is exactly of a plain type that is asked for; None elsewhere."""
+        for name, value in given.items():
+            kind = type(value)
+            if kind not in self._plain_types[name] or (kind in _PROBLEMS and _PROBLEMS[kind](value)):
+                return None
+        data = pydantic_core.to_json(given)
+        return data.decode() if len(data) <= ARGS_LIMIT else None
+
+    def _written(self, given: dict[str, Any]) -> str:
+        owner = f"{self.task}()"
         checked: dict[str, Any] = {}
         try:
             checked = self._adapter.validate_python(given)
@@ -146,6 +169,16 @@ def _result_adapter(annotation: Any) -> tuple[pydantic.TypeAdapter[Any], pydanti
 def _serializer_of(adapter: pydantic.TypeAdapter[Any]) -> pydantic_core.SchemaSerializer:
     # A type adapter has no say over values annotated Any: pydantic would write their NaN as null.
     return pydantic_core.SchemaSerializer(adapter.core_schema, pydantic_core.CoreConfig(ser_json_inf_nan="constants"))
+
+
+def _plain_types_of(hint: Any) -> frozenset[type]:
+    """The plain types of which a value is kept and read back as it is, whatever pydantic would do about others."""
+    if hint is Any:
+        return _PLAIN_TYPES
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    asked = typing.get_args(hint) if is_union else (hint,)
+    found = frozenset(kind for kind in _PLAIN_TYPES if kind in asked)
+    return found if len(found) == len(asked) else frozenset()
 
 
 def describe(error: pydantic.ValidationError) -> str:
@@ -237,6 +270,7 @@ def _problem_of_decimal(value: Decimal) -> str | None:
     return None if value.is_finite() else "is not a finite number"
 
 
+_PLAIN_TYPES: frozenset[type] = frozenset({str, int, float, bool, types.NoneType})
 _CONTAINERS = frozenset({dict, list, tuple, set, frozenset})
 _PROBLEMS: dict[type, Callable[[Any], str | None]] = {
     str: _problem_of_str,

@@ -96,8 +96,7 @@ class DeadJob:
     error: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Intent:
+class Intent(NamedTuple):
     """One job to be enqueued: a call of a task, with its options settled and its arguments checked."""
 
     task: str

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from ..errors import ConfigurationError, NotInTransaction
 from ..model import Enqueued, Intent, new_job_id
-from .statement import Statement, Transaction
+from .statement import AsyncpgConnection, Statement, Transaction
 
 ROWS_PER_STATEMENT = 10_000
 CHARACTERS_PER_STATEMENT = 32 * 1024 * 1024
@@ -24,6 +24,7 @@ CHARACTERS_PER_STATEMENT = 32 * 1024 * 1024
 Row: TypeAlias = tuple[UUID, Intent]
 
 _enqueue = Statement("enqueue")
+_enqueue_alike = Statement("enqueue_alike")
 _enqueue_many = Statement("enqueue_many")
 _enqueue_many_renamed = Statement("enqueue_many_renamed")
 _lock_keys = Statement("lock_keys")
@@ -33,12 +34,23 @@ async def enqueue(tx: Transaction, intent: Intent, *, schema: str) -> Enqueued:
     """Write one intent. Raises NotInTransaction before anything is written."""
     if intent.idempotency_key is not None:
         return (await enqueue_many(tx, [intent], schema=schema))[0]
-    driver = await require_transaction(tx)
     job_id = new_job_id()
-    await _enqueue.on(tx, schema, **row(job_id, intent))
+    values = row(job_id, intent)
+    tx = _unscoped(tx)
+    if isinstance(tx, (AsyncSession, AsyncConnection)):
+        await tx.run_sync(_enqueue_inside, schema, values)  # SQLAlchemy's part of the way is gone but once
+    else:
+        driver = await require_transaction(tx)
+        await _enqueue.on(tx, schema, **values)
+        _still_in_transaction(driver)
     # Crash here, of the caller, or anywhere before its COMMIT: nothing exists.
-    _still_in_transaction(driver)
     return Enqueued(job_id, created=True)
+
+
+def _enqueue_inside(tx: Session | Connection, schema: str, values: dict[str, Any]) -> None:
+    driver = _driver_in_transaction(tx)
+    _enqueue.on_sync(tx, schema, values)
+    _still_in_transaction(driver)
 
 
 async def enqueue_many(tx: Transaction, intents: Sequence[Intent], *, schema: str) -> list[Enqueued]:
@@ -49,31 +61,45 @@ async def enqueue_many(tx: Transaction, intents: Sequence[Intent], *, schema: st
     driver = await require_transaction(tx)
     if not intents:
         return []
+    rows = [(new_job_id(), intent) for intent in intents]
+    if any(intent.idempotency_key is not None for intent in intents):
+        answers = await _enqueue_with_keys(tx, rows, schema)
+    else:
+        await _write(tx, rows, schema)
+        answers = [Enqueued(job_id, created=True) for job_id, _ in rows]
+    _still_in_transaction(driver)
+    return answers
+
+
+async def _enqueue_with_keys(tx: Transaction, intents: Sequence[Row], schema: str) -> list[Enqueued]:
+    """Write those whose keys nobody has, and those without one. Answers stand in the order of `intents`."""
     first_of: dict[tuple[str, str], UUID] = {}
     rows: list[Row] = []
     asked: list[tuple[UUID, UUID]] = []
-    for intent in intents:
-        job_id = new_job_id()
-        first = job_id
-        if intent.idempotency_key is not None:
-            keys = _keys_of(intent)
-            # The second intent with a key is the first one's job: one statement cannot claim a key twice.
-            first = next((first_of[key] for key in keys if key in first_of), job_id)
-            first_of.update((key, first) for key in keys)
+    for job_id, intent in intents:
+        keys = _keys_of(intent)
+        # The second intent with a key is the first one's job: one statement cannot claim a key twice.
+        first = next((first_of[key] for key in keys if key in first_of), job_id)
+        first_of.update((key, first) for key in keys)
         asked.append((job_id, first))
         if first == job_id:
             rows.append((job_id, intent))
     # By key over the whole call: two transactions with the same keys then wait for each other, not in a ring.
     rows.sort(key=lambda row: (row[1].task, row[1].idempotency_key or ""))
     await _lock_keys_of_renamed(tx, [intent for _, intent in rows if intent.idempotency_key is not None], schema)
-    holder: dict[UUID, UUID] = {}
-    for batch in _batches(rows):
-        with_key = [job_id for job_id, intent in batch if intent.idempotency_key is not None]
-        statement, values = many(batch)
-        answers = await statement.on(tx, schema, **values)
-        holder.update(zip(with_key, (id_ for id_, _ in answers), strict=True))
-    _still_in_transaction(driver)
+    claims = await _write(tx, rows, schema)
+    with_key = [job_id for job_id, intent in rows if intent.idempotency_key is not None]
+    holder = dict(zip(with_key, claims, strict=True))
     return [Enqueued(holder.get(first, first), created=job_id == holder.get(first, first)) for job_id, first in asked]
+
+
+async def _write(tx: Transaction, rows: Sequence[Row], schema: str) -> list[UUID]:
+    """Write rows in as few statements as it takes; returns for each with a key the job that has it."""
+    claims: list[UUID] = []
+    for batch in _batches(rows):
+        statement, values = many(batch)
+        claims += [id_ for id_, _ in await statement.on(tx, schema, **values)]
+    return claims
 
 
 def _keys_of(intent: Intent) -> list[tuple[str, str]]:
@@ -89,7 +115,7 @@ async def _lock_keys_of_renamed(tx: Transaction, intents: Sequence[Intent], sche
         await _lock_keys.on(tx, schema, scopes=[scope for scope, _ in keys], keys=[key for _, key in keys])
 
 
-def _batches(rows: list[Row]) -> Iterator[list[Row]]:
+def _batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
     """Cut into what one statement takes: PostgreSQL refuses a parameter of 1 GB."""
     batch: list[Row] = []
     size = 0
@@ -104,11 +130,13 @@ def _batches(rows: list[Row]) -> Iterator[list[Row]]:
 
 def row(job_id: UUID, intent: Intent) -> dict[str, Any]:
     """Name the values of `enqueue.sql`."""
+    return {"id": job_id, "args": intent.args} | _options(intent)
+
+
+def _options(intent: Intent) -> dict[str, Any]:
     return {
-        "id": job_id,
         "queue": intent.queue,
         "task": intent.task,
-        "args": intent.args,
         "priority": intent.priority,
         "delay_s": intent.delay_s,
         "run_at": intent.run_at,
@@ -118,22 +146,31 @@ def row(job_id: UUID, intent: Intent) -> dict[str, Any]:
     }
 
 
-def many(rows: Sequence[Row]) -> tuple[Statement, dict[str, list[Any]]]:
-    """The statement for these rows and its values: one of its own where keys count under former names too."""
+def many(rows: Sequence[Row]) -> tuple[Statement, dict[str, Any]]:
+    """The statement for these rows and its values.
+
+    Many calls of one task often differ in their arguments only: what they share is sent once then. And where keys
+    count under former names too, that is another statement.
+    """
+    ids = [job_id for job_id, _ in rows]
     intents = [intent for _, intent in rows]
+    columns = dict(zip(Intent._fields, map(list, zip(*intents, strict=True)), strict=True))
+    args = columns.pop("args")
+    if intents[0].idempotency_key is None and all(it.count(it[0]) == len(it) for it in columns.values()):
+        return _enqueue_alike, {"ids": ids, "args": args} | _options(intents[0])
     values: dict[str, list[Any]] = {
-        "ids": [job_id for job_id, _ in rows],
-        "queues": [intent.queue for intent in intents],
-        "tasks": [intent.task for intent in intents],
-        "args": [intent.args for intent in intents],
-        "priorities": [intent.priority for intent in intents],
-        "delays_s": [intent.delay_s for intent in intents],
-        "runs_at": [intent.run_at for intent in intents],
-        "max_attempts": [intent.max_attempts for intent in intents],
-        "timeouts_s": [intent.timeout_s for intent in intents],
-        "headers": [intent.headers for intent in intents],
-        "keys": [intent.idempotency_key for intent in intents],
-        "ttls_s": [intent.idempotency_ttl_s for intent in intents],
+        "ids": ids,
+        "queues": columns["queue"],
+        "tasks": columns["task"],
+        "args": args,
+        "priorities": columns["priority"],
+        "delays_s": columns["delay_s"],
+        "runs_at": columns["run_at"],
+        "max_attempts": columns["max_attempts"],
+        "timeouts_s": columns["timeout_s"],
+        "headers": columns["headers"],
+        "keys": columns["idempotency_key"],
+        "ttls_s": columns["idempotency_ttl_s"],
     }
     former = [
         (job_id, name) for job_id, intent in rows if intent.idempotency_key is not None for name in intent.former_names
@@ -162,20 +199,25 @@ def require_kind(tx: object) -> None:
 
 async def require_transaction(tx: Transaction) -> Any:
     """Refuse a connection that would commit by itself; return the driver's connection for the guard."""
-    if isinstance(tx, (AsyncSession, async_scoped_session)):
-        connection = await tx.connection()
-    elif isinstance(tx, AsyncConnection):
-        connection = tx
-    elif hasattr(tx, "is_in_transaction") and hasattr(tx, "fetch"):
-        if not tx.is_in_transaction():
-            raise NotInTransaction(f"this asyncpg connection is in no transaction: {_REMEDY}")
-        return tx
-    else:
+    tx = _unscoped(tx)
+    if isinstance(tx, (AsyncSession, AsyncConnection)):
+        return await tx.run_sync(_driver_in_transaction)
+    if not (hasattr(tx, "is_in_transaction") and hasattr(tx, "fetch")):
         raise _no_transaction(tx)
+    if not tx.is_in_transaction():
+        raise NotInTransaction(f"this asyncpg connection is in no transaction: {_REMEDY}")
+    return tx
+
+
+def _unscoped(tx: Transaction) -> AsyncSession | AsyncConnection | AsyncpgConnection:
+    return tx() if isinstance(tx, async_scoped_session) else tx
+
+
+def _driver_in_transaction(tx: Session | Connection) -> Any:
+    connection = tx.connection() if isinstance(tx, Session) else tx
     if connection.dialect.name != "postgresql":
         raise ConfigurationError(f"the outbox lives in PostgreSQL; this session is on {connection.dialect.name}")
-    assert connection.sync_connection is not None
-    adapted = connection.sync_connection.connection.dbapi_connection
+    adapted = connection.connection.dbapi_connection
     if getattr(adapted, "autocommit", False):
         raise NotInTransaction(f"this connection has isolation level AUTOCOMMIT: {_REMEDY}")
     return adapted.driver_connection if adapted is not None else None

@@ -12,8 +12,9 @@ from functools import cache
 from importlib import resources
 from typing import Any, LiteralString, Protocol, TypeAlias, cast
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session
 
 
 class AsyncpgConnection(Protocol):
@@ -45,6 +46,10 @@ class Statement:
         query, names = _for_asyncpg(self._name, schema)
         rows: Sequence[Any] = await tx.fetch(query, *[values[name] for name in names])
         return rows
+
+    def on_sync(self, tx: Session | Connection, schema: str, values: dict[str, Any]) -> None:
+        """Run a statement without an answer from inside `run_sync` of SQLAlchemy."""
+        tx.execute(_for_sqlalchemy(self._name, schema), values)
 
     def text(self, schema: str) -> str:
         """The statement with `:name` parameters, as SQLAlchemy's text() takes it."""

@@ -32,6 +32,7 @@ CALLS = {
             ("enqueue.sql", (words("enqueue"),), "book"),
             ("COMMIT", (b"COMMIT", words("enqueue")), "book"),
             ("enqueue_many.sql", (words("enqueue_many"),), "many"),
+            ("enqueue_alike.sql", (words("enqueue_alike"),), "alike"),
             ("lock_keys.sql", (words("lock_keys"),), "renamed"),
             ("enqueue_many_renamed.sql", (words("enqueue_many_renamed"),), "renamed"),
             ("cancel.sql", (words("cancel"),), "cancel"),

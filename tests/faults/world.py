@@ -39,7 +39,7 @@ from tests.waiting import until
 LONGEST_S = 60.0
 KINDS = (
     *("book", "plain", "fail", "reject", "reject_unmourned", "charge", "hand_back", "renamed", "delayed", "many"),
-    *("cancel", "stranger", "orphan", "unseen", "missed", "cut", "restart", "unscripted", "rival"),
+    *("alike", "cancel", "stranger", "orphan", "unseen", "missed", "cut", "restart", "unscripted", "rival"),
 )
 """Of orders; each provokes calls of its own."""
 LUA = Path(jobq.__file__).parent / "broker" / "lua"
@@ -145,6 +145,10 @@ class World:
         await self._commit(name, lambda tx: self.app.enqueue_many(tx, jobs))
 
     async def _place_many(self, name: str) -> None:
+        job = self.app.tasks["book"].opts(idempotency_key=name).job(name)
+        await self._commit(name, lambda tx: self.app.enqueue_many(tx, [job]))
+
+    async def _place_alike(self, name: str) -> None:
         await self._commit(name, lambda tx: self.app.enqueue_many(tx, [self.app.tasks["book"].job(name)]))
 
     async def _place_cancel(self, name: str) -> None:

@@ -16,10 +16,10 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, text
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm import Session, registry, scoped_session, sessionmaker
 
 from jobq import ConfigurationError, Context, Enqueued, InvalidArguments, JobQ, NotInTransaction, migrate
 from jobq.settings import ARGS_LIMIT
@@ -133,6 +133,26 @@ async def test_a_savepoint_takes_its_jobs_with_it_and_leaves_the_others(opened, 
         after = await send_receipt.enqueue(tx, 4)
 
     assert [row["id"] for row in await outbox(database_url)] == [before.id, inside.id, after.id]
+
+
+@pytest.mark.usefixtures("orders")
+async def test_what_the_session_holds_is_written_before_the_job(database_url):
+    class Order:
+        def __init__(self, id: int):  # noqa: A002
+            self.id = id
+
+    orders = Table("orders", MetaData(), Column("id", Integer, primary_key=True))
+    registry().map_imperatively(Order, orders)
+    sent: list[str] = []
+    async with engine_for(database_url) as engine, AsyncSession(engine) as session, session.begin():
+        event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+        session.add(Order(7))
+        await send_receipt.enqueue(session, 7)
+
+    assert [statement.split("(")[0].strip() for statement in sent] == [
+        "INSERT INTO orders",
+        'INSERT INTO "jobq".outbox',
+    ]
 
 
 async def test_a_session_that_is_closed_without_a_commit_leaves_nothing(database_url):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -160,6 +160,75 @@ async def test_tasks_queues_and_options_may_be_mixed(database_url):
         ("send_receipt", "mail", '{"order_id":8}', 2, None, 9.0, None),
     ]
     assert [row["run_at"] is not None for row in rows] == [False, False, True, False]
+
+
+ONE_OPTION_EACH: list[dict[str, Any]] = [
+    {"queue": "slow"},
+    {"priority": 1},
+    {"delay": 60},
+    {"run_at": datetime(2100, 1, 1, tzinfo=UTC)},
+    {"run_at": datetime(2020, 1, 1, tzinfo=UTC)},
+    {"max_attempts": 3},
+    {"timeout": 9},
+    {"headers": {"a": "b"}},
+]
+
+
+async def stored(url: str) -> list[tuple[Any, ...]]:
+    """What the rows say of their jobs, in the order of their ids."""
+    rows = await fetch(
+        url,
+        "SELECT task, queue, args, priority, run_at > now() + interval '50 s' AS late, run_at - now() > '1 h' AS later,"
+        " max_attempts, timeout_s, headers, generation, attempts, crashes, xid IS NOT NULL AS has_xid"
+        " FROM jobq.outbox ORDER BY id",
+    )
+    return [tuple(row) for row in rows]
+
+
+@pytest.mark.parametrize("options", ONE_OPTION_EACH, ids=lambda options: next(iter(options)))
+async def test_jobs_that_differ_in_their_arguments_only_are_stored_as_single_ones(options, database_url):
+    async with asyncpg_connection(database_url) as tx:
+        for number in range(2):
+            await keep.opts(**options).enqueue(tx, number)
+    single = await stored(database_url)
+    await fetch(database_url, "TRUNCATE jobq.outbox")
+
+    async with recorded(database_url) as (tx, statements):
+        await jobs.enqueue_many(tx, [keep.opts(**options).job(number) for number in range(2)])
+
+    assert await stored(database_url) == single
+    assert not any("idempotency_key" in statement for statement in statements)
+
+
+@pytest.mark.parametrize("options", ONE_OPTION_EACH, ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_one_job_that_differs_in_an_option_keeps_it_to_itself(options, place, database_url):
+    plain = ("keep", "default", '{"value":7}', 2, None, None, None, None, None, 1, 0, 0, True)
+    async with asyncpg_connection(database_url) as tx:
+        await keep.opts(**options).enqueue(tx, 7)
+    [other] = await stored(database_url)
+    await fetch(database_url, "TRUNCATE jobq.outbox")
+
+    async with session(database_url) as tx:
+        intents = [keep.opts(**options).job(7) if number == place else keep.job(7) for number in range(3)]
+        await jobs.enqueue_many(tx, intents)
+
+    assert await stored(database_url) == [other if number == place else plain for number in range(3)]
+
+
+async def test_one_job_of_another_task_keeps_it_to_itself(database_url):
+    async with session(database_url) as tx:
+        await jobs.enqueue_many(tx, [keep.job(7), send_receipt.opts(queue="default").job(7)])
+
+    assert [row["task"] for row in await outbox(database_url)] == ["keep", "send_receipt"]
+
+
+async def test_a_job_instead_of_many_is_a_type_error(database_url):
+    async with session(database_url) as tx:
+        with pytest.raises(TypeError, match="'Intent' object is not iterable"):
+            await jobs.enqueue_many(tx, keep.job(7))  # type: ignore[arg-type]
+
+    assert await outbox(database_url) == []
 
 
 async def test_the_second_job_with_a_key_in_one_call_is_the_first_one(database_url):

@@ -14,7 +14,7 @@ OF_POSTGRESQL = (
         name="not-in-transaction",
         breaks="enqueue() takes a connection that would commit by itself.",
         edits=(
-            Edit(_ENQUEUE, "        if not tx.is_in_transaction():\n", "        if False:\n"),
+            Edit(_ENQUEUE, "    if not tx.is_in_transaction():\n", "    if False:\n"),
             Edit(_ENQUEUE, '    if getattr(adapted, "autocommit", False):\n', "    if False:\n"),
         ),
         tests=("tests/integration/test_enqueue.py::test_without_a_transaction_nothing_is_written",),

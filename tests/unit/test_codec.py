@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import inspect
 import json
 import math
 import re
+import typing
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -248,6 +250,76 @@ def test_any_json_value_comes_back_as_it_went_in(value):
     codec = codec_for(Any)
 
     assert codec.decode(codec.encode((value,), {}))["value"] == value
+
+
+# What is written without asking pydantic
+
+
+def two(first: int, second: str = "") -> None: ...
+
+
+def last_by_name(first: int, second: int = 0, *, third: int) -> None: ...
+
+
+def all_by_name(*, first: int = 0) -> None: ...
+
+
+ODD_VALUES = (
+    *(True, 7, -LARGEST_INT - 2, LARGEST_INT + 1, 1.5, -0.0, 1e300, NAN, math.inf, "", "å", "\0", "\ud800", None),
+    *("7", "*" * 10, "x" * (ARGS_LIMIT - 12), "x" * (ARGS_LIMIT - 11), Text("text"), Number(1.5), Size.SMALL, [7]),
+)
+PLAIN = (int, str, float, bool, None, int | None, int | float, float | str | None, Any)
+OTHERS = (bytes, Size, Literal[7], Annotated[int, pydantic.Field(gt=7)], Annotated[str, []], uuid.UUID, int | Colour)
+
+
+def said(write: Callable[..., str], *args: Any) -> str:
+    try:
+        return write(*args)
+    except InvalidArguments as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("annotation", [*PLAIN, *OTHERS], ids=str)
+def test_plain_arguments_are_written_as_all_others_are(annotation):
+    codec = codec_for(annotation)
+
+    for value in ODD_VALUES:
+        assert said(codec.encode, (value,), {}) == said(codec._written, {"value": value})
+
+
+@pytest.mark.parametrize("annotation", PLAIN, ids=str)
+def test_a_plain_type_asks_for_no_validation(annotation):
+    codec = codec_for(annotation)
+    plain = [value for value in (True, 7, 1.5, "å", None) if annotation is Any or type(value) in types_of(annotation)]
+
+    assert [json.loads(codec._written_plainly({"value": value}))["value"] for value in plain] == plain
+    assert plain != []
+
+
+def types_of(annotation: Any) -> tuple[type, ...]:
+    return tuple(one or type(None) for one in typing.get_args(annotation) or (annotation,))
+
+
+@pytest.mark.parametrize("annotation", OTHERS, ids=str)
+def test_any_other_annotation_does(annotation):
+    codec = codec_for(annotation)
+
+    assert [codec._written_plainly({"value": value}) for value in ODD_VALUES] == [None] * len(ODD_VALUES)
+
+
+@pytest.mark.parametrize("function", [two, last_by_name, all_by_name], ids=lambda function: function.__name__)
+def test_a_call_is_bound_as_python_binds_it(function):
+    codec, signature = codec_of(function), inspect.signature(function)
+
+    for args in ((), (1,), (1, 2), (1, 2, 3)):
+        for kwargs in ({}, {"third": 3}, {"second": 2, "first": 1}, {"other": 1}):
+            try:
+                bound = list(signature.bind(*args, **kwargs).arguments.items())
+            except TypeError:
+                with pytest.raises(InvalidArguments):
+                    codec._given(args, kwargs)
+            else:
+                assert list(codec._given(args, kwargs).items()) == bound
 
 
 # What is refused
