@@ -24,6 +24,7 @@ CHARACTERS_PER_STATEMENT = 32 * 1024 * 1024
 Row: TypeAlias = tuple[UUID, Intent]
 
 _enqueue = Statement("enqueue")
+_enqueue_plain = Statement("enqueue_plain")
 _enqueue_alike = Statement("enqueue_alike")
 _enqueue_many = Statement("enqueue_many")
 _enqueue_many_renamed = Statement("enqueue_many_renamed")
@@ -35,21 +36,21 @@ async def enqueue(tx: Transaction, intent: Intent, *, schema: str) -> Enqueued:
     if intent.idempotency_key is not None:
         return (await enqueue_many(tx, [intent], schema=schema))[0]
     job_id = new_job_id()
-    values = row(job_id, intent)
+    statement, values = _single(job_id, intent)
     tx = _unscoped(tx)
     if isinstance(tx, (AsyncSession, AsyncConnection)):
-        await tx.run_sync(_enqueue_inside, schema, values)  # SQLAlchemy's part of the way is gone but once
+        await tx.run_sync(_run_inside, statement, schema, values)  # into SQLAlchemy but once
     else:
         driver = await require_transaction(tx)
-        await _enqueue.on(tx, schema, **values)
+        await statement.on(tx, schema, **values)
         _still_in_transaction(driver)
     # Crash here, of the caller, or anywhere before its COMMIT: nothing exists.
     return Enqueued(job_id, created=True)
 
 
-def _enqueue_inside(tx: Session | Connection, schema: str, values: dict[str, Any]) -> None:
+def _run_inside(tx: Session | Connection, statement: Statement, schema: str, values: dict[str, Any]) -> None:
     driver = _driver_in_transaction(tx)
-    _enqueue.on_sync(tx, schema, values)
+    statement.on_sync(tx, schema, values)
     _still_in_transaction(driver)
 
 
@@ -130,13 +131,18 @@ def _batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
 
 def row(job_id: UUID, intent: Intent) -> dict[str, Any]:
     """Name the values of `enqueue.sql`."""
-    return {"id": job_id, "args": intent.args} | _options(intent)
+    return {"id": job_id, "queue": intent.queue, "task": intent.task, "args": intent.args} | _options(intent)
+
+
+def _single(job_id: UUID, intent: Intent) -> tuple[Statement, dict[str, Any]]:
+    """The statement for an intent without a key, and its values."""
+    if _options(intent) == _NO_OPTIONS:
+        return _enqueue_plain, {"id": job_id, "queue": intent.queue, "task": intent.task, "args": intent.args}
+    return _enqueue, row(job_id, intent)
 
 
 def _options(intent: Intent) -> dict[str, Any]:
     return {
-        "queue": intent.queue,
-        "task": intent.task,
         "priority": intent.priority,
         "delay_s": intent.delay_s,
         "run_at": intent.run_at,
@@ -144,6 +150,9 @@ def _options(intent: Intent) -> dict[str, Any]:
         "timeout_s": intent.timeout_s,
         "headers": intent.headers,
     }
+
+
+_NO_OPTIONS = _options(Intent(task="", queue="", args=""))
 
 
 def many(rows: Sequence[Row]) -> tuple[Statement, dict[str, Any]]:
@@ -157,7 +166,8 @@ def many(rows: Sequence[Row]) -> tuple[Statement, dict[str, Any]]:
     columns = dict(zip(Intent._fields, map(list, zip(*intents, strict=True)), strict=True))
     args = columns.pop("args")
     if intents[0].idempotency_key is None and all(it.count(it[0]) == len(it) for it in columns.values()):
-        return _enqueue_alike, {"ids": ids, "args": args} | _options(intents[0])
+        shared = {"queue": intents[0].queue, "task": intents[0].task} | _options(intents[0])
+        return _enqueue_alike, {"ids": ids, "args": args} | shared
     values: dict[str, list[Any]] = {
         "ids": ids,
         "queues": columns["queue"],

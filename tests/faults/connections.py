@@ -116,7 +116,7 @@ async def requests(store: Store, database_url: str, redis_url: str) -> list[byte
         async with open_world(database_url, redis_url, answer_s) as world:
             heard = getattr(world, store).requests = []
             for kind in KINDS:
-                world.is_application_struck = kind in ("book", "many", "alike", "renamed", "cancel")
+                world.is_application_struck = kind in ("book", "delayed", "many", "alike", "renamed", "cancel")
                 await world.place(kind)
                 await until(world.is_done, f"everything is done after {kind}", LONGEST_S)
             await world.check()

@@ -29,8 +29,9 @@ CALLS = {
     "application": [
         Call(f"{kind}'s {name}", match, kind, is_application=True)
         for name, match, kind in (
-            ("enqueue.sql", (words("enqueue"),), "book"),
-            ("COMMIT", (b"COMMIT", words("enqueue")), "book"),
+            ("enqueue_plain.sql", (words("enqueue_plain"),), "book"),
+            ("COMMIT", (b"COMMIT", words("enqueue_plain")), "book"),
+            ("enqueue.sql", (words("enqueue"),), "delayed"),
             ("enqueue_many.sql", (words("enqueue_many"),), "many"),
             ("enqueue_alike.sql", (words("enqueue_alike"),), "alike"),
             ("lock_keys.sql", (words("lock_keys"),), "renamed"),
