@@ -17,10 +17,10 @@ from tests.roles import ROLES, Names, roles_of
 
 SQL = Path(__file__).parents[2] / "jobq" / "outbox" / "sql"
 RUNS = {
-    "web": "enqueue lock_keys enqueue_many enqueue_many_renamed",
+    "web": "enqueue enqueue_plain enqueue_alike lock_keys enqueue_many enqueue_many_renamed",
     "worker": """
         read complete_one same_transaction complete reschedule bury crash generations end_backends
-        recall record enqueue lock_keys enqueue_many enqueue_many_renamed
+        recall record enqueue enqueue_plain enqueue_alike lock_keys enqueue_many enqueue_many_renamed
         cancel find_jobs count_jobs count_dead pages leader list_jobs list_delayed show_job run_now
         list_dead show_dead retry_dead discard_dead
         clock connections idle_slots logged prepared server snapshot_holders table_lockers vacuums wake_holders
