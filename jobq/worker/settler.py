@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 from uuid import UUID
 
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 GATHER_S = 0.002
 """How long a flush waits for company: with the buffer's size, the runs that a crash can repeat."""
 BUFFER_LIMIT = 500
-"""Runs in the buffer beyond which the worker fetches nothing."""
+"""Runs in the buffer beyond which a worker fetches nothing; one of many slots has room for two batches."""
 _RETRY_LOCKED_S = 0.05
 _PAUSE_AFTER_BUG_S = 1.0
 
@@ -53,13 +54,27 @@ class _Move(NamedTuple):
 class Settler:
     """Buffers of a process, and the loop that empties them."""
 
-    def __init__(self, line: Line, broker: Broker, schema: str, worker: str, owned: Owned, undertaker: Undertaker):
+    def __init__(
+        self,
+        line: Line,
+        broker: Broker,
+        schema: str,
+        worker: str,
+        owned: Owned,
+        undertaker: Undertaker,
+        *,
+        slots: int,
+        on_room: Callable[[], None],
+    ):
         self._line = line
         self._broker = broker
         self._schema = schema
         self._worker = worker
         self._owned = owned
         self._undertaker = undertaker
+        self.limit = max(BUFFER_LIMIT, 2 * slots)
+        self._on_room = on_room
+        self._is_room_awaited = False
         self._completed: list[Holding] = []
         self._rescheduled: list[tuple[Holding, Reschedule]] = []
         self._buried: list[tuple[Holding, Burial]] = []
@@ -99,6 +114,11 @@ class Settler:
         """Runs that are not settled in both stores yet."""
         rows = len(self._completed) + len(self._rescheduled) + len(self._buried)
         return rows + sum(map(len, self._moves.values())) + self._in_hand
+
+    def has_room(self) -> bool:
+        """Whether more may be fetched. If not, `on_room` is called as soon as it may."""
+        self._is_room_awaited = self.pending >= self.limit
+        return not self._is_room_awaited
 
     def hand_back_unwritten(self) -> None:
         """PostgreSQL is away for too long: give the entries of unwritten runs back, to run again elsewhere.
@@ -158,6 +178,8 @@ class Settler:
             self._release_unwritten()
         pause = max(pause, await self._flush_entries())
         (self._work if self.pending else self._empty).set()
+        if self._is_room_awaited and self.has_room():
+            self._on_room()
         return pause
 
     async def _flush_rows(self) -> float:

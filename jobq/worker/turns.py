@@ -38,7 +38,7 @@ from .executor import Executor
 from .heartbeat import Heartbeat
 from .orders import Orders
 from .owned import Ending, Holding, Owned
-from .settler import BUFFER_LIMIT, Settler
+from .settler import Settler
 from .shares import Shares
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ class Turns:
 
     def _may_fetch(self) -> bool:
         is_open = not (self._orders.quiet.is_set() or self._orders.stopping.is_set())
-        return is_open and self._room() > 0 and self._may_start and self._settler.pending < BUFFER_LIMIT
+        return is_open and self._room() > 0 and self._may_start and self._settler.has_room()
 
     def _note_fenced(self) -> None:
         if not self.is_fenced:

@@ -110,7 +110,16 @@ class Worker:
         state = await stack.enter_async_context(app.lifespan()) if app.lifespan is not None else None
         check_memory(settings)
         undertaker = Undertaker(app)
-        self.settler = Settler(settle_line, self.broker, app.schema, self.name, self.owned, undertaker)
+        self.settler = Settler(
+            settle_line,
+            self.broker,
+            app.schema,
+            self.name,
+            self.owned,
+            undertaker,
+            slots=settings.concurrency,
+            on_room=self.orders.wake,
+        )
         self.executor = Executor(
             app,
             self.settler,

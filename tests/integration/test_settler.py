@@ -263,11 +263,9 @@ async def test_a_run_whose_row_has_moved_on_is_acked_and_changes_nothing(bench: 
     assert len(worker.owned) == 0
 
 
-async def test_a_worker_fetches_nothing_while_too_much_waits_to_be_settled(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(turns, "BUFFER_LIMIT", 1)
+async def test_a_worker_fetches_nothing_while_too_much_waits_to_be_settled(bench: Bench) -> None:
     worker, _ = await run_to_its_end(bench, "complete")
+    worker.settler.limit = 1
     await bench.commit_and_relay(bench.app.tasks["complete"])
 
     await started(worker)
@@ -277,6 +275,28 @@ async def test_a_worker_fetches_nothing_while_too_much_waits_to_be_settled(
 
     assert len(left) == 1
     await bench.assert_drained()
+
+
+async def test_a_worker_that_waits_for_room_in_the_buffer_is_woken(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "_LOOK_UP_S", 60.0)
+    worker, _ = await run_to_its_end(bench, "complete")
+    worker.settler.limit = 1
+    for _ in range(5):
+        await bench.commit_and_relay(bench.app.tasks["complete"])
+    taking = asyncio.create_task(worker.turns.take_until_stopped())
+    settling = asyncio.create_task(worker.settler.run())
+
+    async def is_drained() -> bool:
+        return not await bench.db.fetchval("SELECT count(*) FROM jobq.outbox")
+
+    await until(is_drained, "every job is done", 20)
+    worker.orders.stopping.set()
+    worker.orders.wake()
+    await taking
+    settling.cancel()
+    await asyncio.gather(settling, return_exceptions=True)
 
 
 # --- giving up -------------------------------------------------------------------------------------------------------
