@@ -28,11 +28,12 @@ USAGE = """usage: python3 dev.py demo  [arguments of `jobq demo`]
        python3 dev.py reference  (writes docs/cli.md)
        python3 dev.py mutants [NAME ...]  (breaks rules in a copy: which tests notice?)
        python3 dev.py chaos [--seconds N] [--seed S] [--faults A,B]"""
+EXTRAS = ("demo", "dev", "bench")  # each holds those before it
 # command: the extra of pyproject.toml it needs, the program in the environment, its first arguments
 COMMANDS = {
     "demo": ("demo", "jobq", ["demo"]),
     "test": ("dev", "python", ["-m", "pytest", "-n", "auto", "--maxprocesses", "4"]),
-    "bench": ("dev", "python", ["-m", "benchmarks"]),
+    "bench": ("bench", "python", ["-m", "benchmarks"]),
     "chaos": ("dev", "python", ["-m", "tests.chaos"]),
     "reference": ("dev", "python", ["-m", "tests.reference"]),
     "mutants": ("dev", "python", ["-m", "tests.mutants"]),
@@ -73,7 +74,8 @@ class Environment:
                 return
             say(f"Setting up {self.directory} (once, and again when pyproject.toml has changed)")
             stamp = self.read_stamp()
-            extra = "dev" if stamp.get("extra") == "dev" else extra
+            if covers(stamp.get("extra"), extra):
+                extra = stamp["extra"]
             is_usable = stamp == dict(self.wanted(stamp.get("extra")), pyproject=stamp.get("pyproject"))
             self.write_stamp({"directory": str(self.directory)})
             # Crash here, or in what follows: the stamp is incomplete, so all of it is made again.
@@ -84,7 +86,7 @@ class Environment:
 
     def is_ready(self, extra: str) -> bool:
         stamp = self.read_stamp()
-        return stamp.get("extra") in (extra, "dev") and stamp == self.wanted(stamp["extra"])
+        return covers(stamp.get("extra"), extra) and stamp == self.wanted(stamp["extra"])
 
     def wanted(self, extra) -> dict:
         """The stamp of an environment that is up to date."""
@@ -156,6 +158,11 @@ class Environment:
             found["MYPY_CACHE_DIR"] = str(caches / "mypy")
             found["RUFF_CACHE_DIR"] = str(caches / "ruff")
         return found
+
+
+def covers(installed, extra: str) -> bool:
+    """Tell whether all of one extra is there when another is."""
+    return installed in EXTRAS and EXTRAS.index(installed) >= EXTRAS.index(extra)
 
 
 def choose_directory() -> Path:

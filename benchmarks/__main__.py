@@ -1,73 +1,158 @@
-"""`python -m benchmarks`: throughput and latency of jobq on this machine, on private servers with fsync on.
+"""`python -m benchmarks`: jobq's figures on this machine, on private servers that write to disk as production would.
 
-Each figure is the median of --repeat runs, with the smallest and the largest. Absolute figures belong to one
-machine and one moment; compare only what one run printed.
+Each figure is the median of --repeat runs, with the smallest and the largest; runs go round robin. Absolute figures
+belong to one machine and one moment: compare only what one run printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import datetime
 import logging
-import os
 import platform
-import statistics
-from collections.abc import Awaitable, Callable
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
 
 from jobq import embedded
 
-from . import measures, recovery
+from . import cpu, plots, results, suite, targets
+from .figures import Figure, Measure, Samples
+from .results import Line
+from .stage import ROOT, Stage
 
-Measure = Callable[[measures.Stage], Awaitable[float | list[float]]]
-"""One figure a run, or many: then those of all runs are one distribution."""
-
-MEASURES: dict[str, tuple[str, Measure]] = {
-    "enqueue": ("transactions/s, 16 writers, one enqueue each", measures.enqueue),
-    "enqueue-ratio": ("of the same transactions with a plain INSERT of the same shape", measures.enqueue_ratio),
-    "enqueue-many": ("jobs/s, enqueue_many of 10,000 jobs in one transaction", measures.enqueue_many),
-    "relay": ("entries/s from PostgreSQL into Redis", measures.relay),
-    "drain": ("jobs/s, one worker process and one relay process, no-op jobs", measures.drain),
-    "bounded": (
-        "of Redis's memory for 100,000 waiting jobs, at its highest while 1,000,000 are drained",
-        measures.bounded,
-    ),
-    "latency-p50": ("ms from commit to start, idle system", measures.latency_p50),
-    "latency-p99": ("ms from commit to start, idle system", measures.latency_p99),
-    "orphans": ("s from SIGKILL of a worker to the next run of each of its 25 jobs, lease 15 s", recovery.orphans),
-    "orphans-5s": ("s, the same with a lease of 5 s", recovery.orphans_of_short_lease),
-    "redis-loss": ("s from FLUSHALL until all of 10,000 waiting jobs are in Redis again", recovery.redis_loss),
-}
-SLOW = ("bounded", "orphans", "orphans-5s", "redis-loss")
+RESULTS = ROOT / "benchmarks" / "results"
+README = ROOT / "benchmarks" / "README.md"
+_LONGEST_RUN_S = 1_800.0
 
 
 def main() -> None:
+    parser, options = _parsed()
+    if options.readme:
+        _write_readme()
+        return
+    there = suite.measures()
+    try:
+        chosen = suite.chosen(there, options.names)
+    except suite.UnknownMeasure as unknown:
+        parser.error(f"no measure is called {str(unknown)!r}; there are {', '.join(m.name for m in there)}")
+    logging.getLogger("jobq").setLevel(logging.ERROR)
+    figures: dict[str, Figure] = {}
+    with embedded.start(durable=True) as servers:
+        stage = Stage(servers, jobs=options.jobs)
+        circumstances = asyncio.run(_circumstances(stage))
+        _say(f"{circumstances['cores']} cores ({circumstances['cpu']}), {_versions(circumstances)}")
+        try:
+            failures = _run_all(stage, chosen, options.repeat, figures)
+        finally:
+            _leave(figures, circumstances, options.results, [measure.name for measure in there])
+    sys.exit(1 if failures else 0)
+
+
+def _parsed() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="python3 dev.py bench", description=__doc__)
     parser.add_argument(
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"one or more of: {', '.join(MEASURES)}; if none all but {', '.join(SLOW)}",
+        help=f"a group ({', '.join(suite.GROUPS)}), group/variant, or `all`; without one all that take no minutes",
     )
+    parser.add_argument("--repeat", type=int, default=5, help="runs of each measure (default 5)")
     parser.add_argument("--jobs", type=int, default=100_000, help="jobs to drain (default 100000)")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each measure (default 3)")
-    options = parser.parse_args()
-    unknown = [name for name in options.names if name not in MEASURES]
-    if unknown:
-        parser.error(f"no measure is called {unknown[0]!r}; there are {', '.join(MEASURES)}")
-    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, fsync on, appendonly on")
-    logging.getLogger("jobq").setLevel(logging.ERROR)
-    with embedded.start(durable=True) as servers:
-        stage = measures.Stage(servers, jobs=options.jobs)
-        for name in options.names or [name for name in MEASURES if name not in SLOW]:
-            unit, measure = MEASURES[name]
-            figures = sorted(figure for _ in range(options.repeat) for figure in _run(stage, measure))
-            median = statistics.median(figures)
-            print(f"{name:14} {median:>12,.2f}  ({figures[0]:,.2f} to {figures[-1]:,.2f})  {unit}", flush=True)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where results go (default benchmarks/results)")
+    parser.add_argument("--readme", action="store_true", help="measure nothing: put the results into the README")
+    return parser, parser.parse_args()
 
 
-def _run(stage: measures.Stage, measure: Measure) -> list[float]:
-    found = asyncio.run(stage.fresh(measure))
-    return found if isinstance(found, list) else [found]
+def _run_all(stage: Stage, measures: Sequence[Measure], repeat: int, figures: dict[str, Figure]) -> int:
+    """Run all rounds; returns how many runs failed. One that fails takes no other with it."""
+    failures = 0
+    for number, measure in suite.rounds(measures, repeat):
+        began_at = time.monotonic()
+        try:
+            samples, others_cpu = asyncio.run(_run(stage, measure))
+        except Exception:
+            failures += 1
+            traceback.print_exc()
+            _say(f"run {number} of {measure.name} failed")
+            continue
+        suite.note(figures, measure, samples, others_cpu)
+        took_s = time.monotonic() - began_at
+        of = f"{number}/{measure.repeat or repeat}"
+        _say(f"{of:>5} {measure.name:24} {_told(measure, samples)}  ({took_s:.0f} s, others {others_cpu:.0%} CPU)")
+    return failures
+
+
+async def _run(stage: Stage, measure: Measure) -> tuple[Samples, float]:
+    async with asyncio.timeout(_LONGEST_RUN_S):
+        await stage.clear()
+        before = stage.cpu()
+        samples = await measure.run(stage)
+        return samples, stage.cpu().since(before).others_share
+
+
+def _leave(figures: dict[str, Figure], circumstances: Line, directory: Path, order: Sequence[str]) -> None:
+    """Write results, and say them."""
+    new = [results.line(figure, circumstances) for figure in figures.values()]
+    if not new:
+        return
+    lines = results.merged(results.read(directory), new, order)
+    results.write(directory, lines)
+    for group in results.groups(new):
+        if plots.can_plot():
+            plots.plot(directory / f"{group}.svg", results.of_group(lines, group))
+        _say(f"\n## {group}\n\n{results.table(results.of_group(new, group))}")
+    if verdicts := targets.verdicts({line["name"]: line for line in new}):
+        _say(f"## targets\n\n{results.verdict_table(verdicts)}")
+    if not plots.can_plot():
+        _say("No plots: matplotlib is not installed (pip install jobq[bench]).")
+    if directory == RESULTS:
+        _write_readme()
+
+
+def _write_readme() -> None:
+    README.write_text(results.with_tables(README.read_text(), RESULTS))
+
+
+async def _circumstances(stage: Stage) -> Line:
+    async with stage.database() as connection, stage.redis() as client:
+        postgresql = await connection.fetchval("SHOW server_version")
+        info = await client.info("server")
+    versions = {"jobq": version("jobq"), "Python": platform.python_version(), "PostgreSQL": postgresql.split()[0]}
+    versions |= {"Valkey": info["valkey_version"]} if "valkey_version" in info else {"Redis": info["redis_version"]}
+    versions |= {name: version(name) for name in ("asyncpg", "redis", "sqlalchemy", "uvloop")}
+    now = datetime.datetime.now(datetime.UTC)
+    command = shlex.join(["python3", "dev.py", "bench", *sys.argv[1:]])
+    return {
+        "versions": versions,
+        "cores": cpu.cores(),
+        "cpu": cpu.model(),
+        "date": now.strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command,
+    }
+
+
+def _versions(circumstances: Line) -> str:
+    return ", ".join(f"{name} {number}" for name, number in circumstances["versions"].items())
+
+
+def _told(measure: Measure, samples: Samples) -> str:
+    """One run's samples in a line."""
+    found = samples if isinstance(samples, dict) else {"": samples}
+    told = []
+    for key, sample in found.items():
+        median = sorted(sample)[len(sample) // 2] if isinstance(sample, list) else sample
+        told.append(f"{key} {results.number(median)} {measure.units.get(key, measure.unit)}".strip())
+    return ", ".join(told)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 main()

@@ -99,14 +99,38 @@ def test_a_finished_environment_is_entered_with_the_arguments_and_nothing_else_i
     assert ended.stderr == ""
 
 
-def test_the_dev_extra_serves_the_demo_and_not_the_other_way_round(dev: ModuleType) -> None:
-    environment = made(dev, "dev")
-    assert environment.is_ready("demo")
-    assert environment.is_ready("dev")
+@pytest.mark.parametrize(
+    ("extra", "serves"),
+    [("demo", ["demo"]), ("dev", ["demo", "dev"]), ("bench", ["demo", "dev", "bench"]), ("uvloop", [])],
+)
+def test_an_extra_serves_the_commands_of_those_it_holds(dev: ModuleType, extra: str, serves: list[str]) -> None:
+    environment = made(dev, extra)
 
-    environment.write_stamp(environment.wanted("demo"))
-    assert environment.is_ready("demo")
-    assert not environment.is_ready("dev")
+    assert [extra for extra in dev.EXTRAS if environment.is_ready(extra)] == serves
+
+
+def test_a_larger_extra_is_kept_when_a_smaller_one_is_wanted(
+    checkout: Path, dev: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dev, "installer", lambda python: ["true"])
+    environment = made(dev, "bench")
+
+    (checkout / "pyproject.toml").write_text("[project]\nname = 'jobq'\nversion = '1'\n")
+    environment.make_ready("demo")
+
+    assert environment.is_ready("bench")
+
+
+def test_a_smaller_extra_is_replaced_when_a_larger_one_is_wanted(
+    dev: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dev, "installer", lambda python: ["true"])
+    environment = made(dev, "demo")
+
+    environment.make_ready("dev")
+
+    assert environment.is_ready("dev")
+    assert not environment.is_ready("bench")
 
 
 def test_a_changed_pyproject_is_installed_again(checkout: Path, dev: ModuleType) -> None:
