@@ -146,9 +146,12 @@ async def _round(stage: Stage, client: redis.asyncio.Redis, keys: Keys, count: i
 
 
 async def _rate_between(stage: Stage, client: redis.asyncio.Redis, keys: Keys, first: int, last: int) -> float:
-    while (begun := await counted(client, keys, "acked")) < first:
-        await stage.breathe()
+    acked = begun = await counted(client, keys, "acked")
     began_at = time.perf_counter()
+    while acked < first:
+        begun, began_at = acked, time.perf_counter()
+        await stage.breathe()
+        acked = await counted(client, keys, "acked")
     while (ended := await counted(client, keys, "acked")) < last:
         await stage.breathe()
     return (ended - begun) / (time.perf_counter() - began_at)

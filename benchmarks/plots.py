@@ -23,17 +23,18 @@ def can_plot() -> bool:
 
 
 def plot(path: Path, lines: Sequence[Line]) -> None:
-    """Draw a group: one panel for each unit, and one for each unit of distributions."""
+    """Draw a group: one panel for each unit, and one for each measure that yields distributions."""
     import matplotlib as mpl
 
     mpl.use("svg")
     mpl.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "jobq", "font.size": 9}
     from matplotlib import pyplot
 
-    panels: dict[tuple[str, bool], list[Line]] = {}
+    panels: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
-        panels.setdefault((line["unit"], "count" in line), []).append(line)
-    heights = [1.0 + len(rows) * (3 if spread else 1) for (_, spread), rows in panels.items()]
+        measure = line["name"].rpartition("/")[0] if "count" in line else ""
+        panels.setdefault((line["unit"], measure), []).append(line)
+    heights = [1.0 + len(rows) * (2 if measure else 1) for (_, measure), rows in panels.items()]
     figure, axes = pyplot.subplots(
         len(panels),
         1,
@@ -42,8 +43,8 @@ def plot(path: Path, lines: Sequence[Line]) -> None:
         squeeze=False,
         layout="constrained",
     )
-    for axis, ((unit, spread), rows) in zip(axes[:, 0], panels.items(), strict=True):
-        (_percentiles if spread else _medians)(axis, rows)
+    for axis, ((unit, measure), rows) in zip(axes[:, 0], panels.items(), strict=True):
+        (_percentiles if measure else _medians)(axis, rows)
         axis.set_xlabel(unit)
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.12)

@@ -139,15 +139,15 @@ class Stage:
     async def drain_rate(self) -> float:
         """Jobs a second, from the first completions on until the outbox is empty."""
         async with self.database() as connection:
-            ids = await connection.fetch("SELECT id FROM jobq.outbox ORDER BY id LIMIT $1", _ENOUGH_TO_BE_FIRST)
-            first, left = [row[0] for row in ids], len(ids)
             waiting = await connection.fetchval("SELECT count(*) FROM jobq.outbox")
+            rows = await connection.fetch("SELECT id FROM jobq.outbox ORDER BY id LIMIT $1", _ENOUGH_TO_BE_FIRST)
+            first, left = [row[0] for row in rows], len(rows)
             while left == len(first):
+                none_done_at = time.perf_counter()
                 await self.breathe()
                 left = await connection.fetchval("SELECT count(*) FROM jobq.outbox WHERE id = ANY ($1)", first)
-            started_at = time.perf_counter()
             await self.until_empty(connection)
-            return (waiting - len(first) + left) / (time.perf_counter() - started_at)
+            return waiting / (time.perf_counter() - none_done_at)
 
     async def until_empty(self, connection: asyncpg.Connection) -> None:
         """Wait until no row is left. Looks for the youngest, which are the last to go and lie in no graveyard."""

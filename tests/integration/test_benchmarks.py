@@ -16,17 +16,20 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_measures_leave_a_line_for_each_figure_and_a_table_for_each_group(tmp_path: Path) -> None:
-    run = bench("drain/uvloop-100", "enqueue", "--jobs", "200", "--repeat", "1", "--results", str(tmp_path))
+    measures = ("drain/uvloop-100", "floor/100", "latency/idle", "enqueue/16-writers", "enqueue/many")
+
+    run = bench(*measures, "--jobs", "100", "--repeat", "1", "--results", str(tmp_path))
 
     assert run.returncode == 0, run.stderr
-    lines = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
-    names = [line["name"] for line in lines]
-    assert {"drain/uvloop-100", "enqueue/16-writers/of-plain", "enqueue/many"} <= set(names)
-    assert all(line["samples"] and line["versions"]["PostgreSQL"] and line["cores"] for line in lines)
-    for group in ("drain", "enqueue"):
-        assert f"`{names[0].partition('/')[2]}`" in (tmp_path / "drain.md").read_text()
-        assert (tmp_path / f"{group}.md").exists()
-    assert "drain, one worker process" in run.stdout
+    lines = {line["name"]: line for line in map(json.loads, (tmp_path / "figures.jsonl").read_text().splitlines())}
+    assert {"drain/uvloop-100", "floor/100/ratio", "enqueue/16-writers/of-plain", "enqueue/many"} <= set(lines)
+    assert lines["latency/idle/start"]["count"] == 100
+    for name, line in lines.items():
+        group, _, variant = name.partition("/")
+        assert line["versions"]["PostgreSQL"]
+        assert line["median"] > 0
+        assert f"`{variant}`" in (tmp_path / f"{group}.md").read_text()
+    assert "| drain, one worker process | >= 30,000 jobs/s |" in run.stdout
 
 
 def test_an_unknown_measure_is_named() -> None:
