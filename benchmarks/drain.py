@@ -36,6 +36,7 @@ MEASURES = [
             "jobs/s",
             drain(loop=loop, concurrency=concurrency),
             f"1 worker process, {loop}, concurrency {concurrency}",
+            is_slow=loop == "asyncio" and concurrency != 100,
         )
         for loop in ("uvloop", "asyncio")
         for concurrency in (10, 100, 500)
@@ -57,6 +58,7 @@ MEASURES = [
         "jobs/s",
         drain(task="sleep_20ms", concurrency=500, share=SLEEPERS),
         "the same with 20 ms, half of the jobs; 25,000 is the most there can be",
+        is_slow=True,
     ),
     *(
         Measure(
@@ -64,6 +66,7 @@ MEASURES = [
             "jobs/s",
             drain("--processes", str(count)),
             f"{count} worker processes, uvloop, concurrency 100 each",
+            is_slow=count == 4,
         )
         for count in (2, 4)
     ),

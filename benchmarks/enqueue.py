@@ -22,7 +22,7 @@ from .figures import Measure, Samples
 from .stage import Stage
 
 TURNS = 3
-TRANSACTIONS = {1: 500, 16: 2_000, 32: 2_000}
+TRANSACTIONS = {1: 300, 16: 1_000, 32: 1_000}
 """Of a turn, by number of writers."""
 MANY = 10_000
 

@@ -210,6 +210,7 @@ MEASURES = [
         "bytes",
         wal,
         "WAL of PostgreSQL for a small job from enqueue to end, one a transaction or 10,000",
+        is_slow=True,
         units={"single-dead-rows": "rows", "many-dead-rows": "rows"},
     ),
     Measure("growth/memory", "MB", memory, "resident after 100,000 jobs, and at its highest", is_slow=True),

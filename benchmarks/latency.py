@@ -28,8 +28,8 @@ from .pipeline import PROCESSES, acked_rate, producing, warmed_up
 from .stage import APP, RELAY, WORKER, Stage
 from .traced import FETCHED, PUSHED, READ, STAMP, STARTED
 
-IDLE_SAMPLES = 250
-BUSY_SAMPLES = 1_000
+IDLE_SAMPLES = 220
+BUSY_SAMPLES = 400
 IDLE_PAUSE_S = (0.020, 0.060)
 """Between two samples, so that each meets an idle system, and in step with nothing."""
 BUSY_PAUSE_S = (0.0, 0.020)
