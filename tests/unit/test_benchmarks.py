@@ -73,8 +73,8 @@ def test_every_measure_has_a_name_of_its_own_and_every_target_a_measure() -> Non
 
     assert len(set(names(there))) == len(there)
     wanted = [figure for target in TARGETS for figure in (target.figure, *target.over)]
-    groups = {measure.group for measure in there}
-    for figure in (figure for figure in wanted if figure.partition("/")[0] in groups):
+    has_peers = "peers" in {measure.group for measure in there}
+    for figure in (figure for figure in wanted if has_peers or not figure.startswith("peers/")):
         assert any(figure == name or figure.startswith(f"{name}/") for name in names(there)), figure
 
 
@@ -103,7 +103,7 @@ def test_a_percentile_is_the_smallest_sample_that_so_many_do_not_exceed() -> Non
 
 def test_new_results_replace_those_of_the_same_measures_and_no_others() -> None:
     order = ["drain/one", "drain/one-more", "latency/idle"]
-    before = [line("drain/one", 1), line("drain/one/old", 1), line("drain/one-more", 2), line("gone/long", 9)]
+    before = [line("drain/one", 1), line("drain/one/old", 1), line("drain/one-more", 2), line("drain/one-gone", 9)]
 
     after = results.merged(before, [line("latency/idle", 4), line("drain/one", 3)], order)
 
@@ -111,7 +111,7 @@ def test_new_results_replace_those_of_the_same_measures_and_no_others() -> None:
         ("drain/one", 3),
         ("drain/one-more", 2),
         ("latency/idle", 4),
-        ("gone/long", 9),
+        ("drain/one-gone", 9),
     ]
 
 
@@ -199,6 +199,16 @@ def test_a_target_may_be_a_ratio_to_the_best_of_others(monkeypatch: pytest.Monke
     assert verdict.found == pytest.approx(1.4)
     assert "| what | >= 1.40 | 1.40 | met |" in results.verdict_table([verdict])
     assert targets.verdicts({"drain/one": {"median": 280}}) == []
+
+
+def test_what_others_took_is_what_the_machine_did_beyond_the_benchmark() -> None:
+    before = cpu.Reading(at=10.0, seconds={"relay": 1.0}, ours=4.0, machine=100.0)
+    after = cpu.Reading(at=12.0, seconds={"relay": 1.5, "worker": 0.25}, ours=5.0, machine=101.0 + cpu.cores())
+
+    used = after.since(before)
+
+    assert used.seconds == {"relay": 0.5, "worker": 0.25}
+    assert used.others_share == pytest.approx(0.5)
 
 
 def test_cpu_that_this_process_takes_is_not_others() -> None:
