@@ -32,7 +32,7 @@ class Verdict:
 
 
 ASYNCIO_REDIS_PEERS = tuple(
-    f"peers/{name}" for name in ("arq", "saq", "saq-retries", "streaq", "taskiq-list", "taskiq-stream", "docket")
+    f"peers/{name}" for name in ("arq", "saq", "streaq", "taskiq-list", "taskiq-stream", "docket")
 )
 OTHER_PEERS = tuple(
     f"peers/{name}"
@@ -42,7 +42,6 @@ OTHER_PEERS = tuple(
         "celery",
         "celery-late",
         "procrastinate",
-        "procrastinate-stalled",
         "pgqueuer",
         "bullmq",
         "graphile-worker",
