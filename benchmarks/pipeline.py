@@ -58,7 +58,7 @@ def _pipeline(batch: int) -> Callable[[Stage], Awaitable[Samples]]:
             async with producing(stage, "--batch", str(batch)):
                 await warmed_up(stage)
                 rate, cpu_s = await acked_rate(stage, WINDOW_S)
-        return {"": rate} | {role.lower(): seconds for role, seconds in cpu_s.items()}
+        return {"": rate, **{role.lower(): seconds for role, seconds in cpu_s.items()}}
 
     return run
 

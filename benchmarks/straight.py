@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -87,7 +88,7 @@ class Straight:
             await _complete.on(connection, "jobq", ids=ids, generations=[1] * len(ids))
             await self._run("ack", [keys.known, keys.stats, working], "acked", *entries)
 
-    async def _run(self, name: str, names: list[str], *args: object) -> list[bytes]:
+    async def _run(self, name: str, names: list[str], *args: Any) -> Any:
         return await self.client.evalsha(_SCRIPTS[name].sha, len(names), *names, *args)
 
 
