@@ -75,7 +75,6 @@ class Job(NamedTuple):
     crashes: int
     max_attempts: int | None
     timeout_s: float | None
-    created_at: datetime
     headers: str | None  # JSON
 
 

@@ -81,12 +81,9 @@ class _Packing:
     def pack_command(self, *words: Any) -> list[bytes]:
         first, *rest = words
         names = first.encode().split() if isinstance(first, str) else [first]
-        packed: Any = (*names, *map(_word, rest))
+        rest = [word.encode("utf-8", "surrogateescape") if isinstance(word, str) else word for word in rest]
+        packed: Any = (*names, *rest)
         return [hiredis.pack_command(packed)]
-
-
-def _word(word: Any) -> Any:
-    return word.encode("utf-8", "surrogateescape") if isinstance(word, str) else word
 
 
 @cache
