@@ -48,8 +48,9 @@ _FLUSH_WAIT_S = 10.0
 _POSTPONE_WAIT_S = 3.0
 _TICK_S = 0.25
 _NAMED_JOBS = 20
-_DEREGISTER_TRIES = 3
+_DEREGISTER_TRIES = 8
 """After an outage every pooled connection fails once."""
+_DEREGISTER_S = 5.0
 
 EXIT_LEFT_BEHIND = 6
 
@@ -267,6 +268,7 @@ class Worker:
             await self.settler.flushed()
 
     async def _deregister(self) -> None:
+        ends_at = time.monotonic() + _DEREGISTER_S
         for attempt in range(1, _DEREGISTER_TRIES + 1):
             try:
                 for queue in self.settings.queues:
@@ -275,8 +277,9 @@ class Worker:
                         await self.broker.sweep(queue, self.name, counters[self.name], {})
                 return
             except TROUBLE as error:
-                if attempt == _DEREGISTER_TRIES:
+                if attempt == _DEREGISTER_TRIES or time.monotonic() > ends_at:
                     log.warning("could not deregister, a sweeper will", extra={"fields": {"error": str(error)}})
+                    return
 
     def _warn_of_small_pool(self) -> None:
         """Of an engine that the application made, and may make larger, where a task could come to wait for it."""

@@ -167,7 +167,7 @@ PLAIN: dict[str, Any] = {
     "queue": "default",
     "args": '{"value":7}',
     "priority": 2,
-    "minutes": None,
+    "days": None,
     "max_attempts": None,
     "timeout_s": None,
     "headers": None,
@@ -178,8 +178,8 @@ each_option = pytest.mark.parametrize(
         ({}, {}),
         ({"queue": "slow"}, {"queue": "slow"}),
         ({"priority": 1}, {"priority": 1}),
-        ({"delay": 3600}, {"minutes": 60}),
-        ({"run_at": datetime.now(UTC) + timedelta(hours=2)}, {"minutes": 120}),
+        ({"delay": timedelta(days=2)}, {"days": 2}),
+        ({"run_at": datetime.now(UTC) + timedelta(days=3)}, {"days": 3}),
         ({"run_at": datetime(2020, 1, 1, tzinfo=UTC)}, {}),
         ({"max_attempts": 3}, {"max_attempts": 3}),
         ({"timeout": 9}, {"timeout_s": 9.0}),
@@ -190,10 +190,10 @@ each_option = pytest.mark.parametrize(
 
 
 async def stored(url: str) -> list[dict[str, Any]]:
-    """What the rows say of their jobs, in the order of their ids; `minutes` is about how long until they are due."""
+    """What the rows say of their jobs, in the order of their ids; `days` is about how long until they are due."""
     rows = await fetch(
         url,
-        "SELECT task, queue, args, priority, CAST(extract(epoch FROM run_at - created_at) / 300 AS int) * 5 AS minutes,"
+        "SELECT task, queue, args, priority, CAST(extract(epoch FROM run_at - created_at) / 86400 AS int) AS days,"
         " max_attempts, timeout_s, headers FROM jobq.outbox ORDER BY id",
     )
     return [dict(row) for row in rows]

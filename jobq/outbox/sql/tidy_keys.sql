@@ -1,6 +1,6 @@
 -- Delete idempotency keys that have expired and whose job is neither in the outbox nor dead.
-DELETE FROM {schema}.idempotency_key
-WHERE (scope, key) IN (
+-- MATERIALIZED: a subquery could be run once for each row that it is joined to, and its LIMIT with it.
+WITH gone AS MATERIALIZED (
     SELECT scope, key
     FROM {schema}.idempotency_key AS held
     WHERE expires_at <= now()
@@ -10,4 +10,7 @@ WHERE (scope, key) IN (
     LIMIT CAST(:limit AS int)
     FOR UPDATE SKIP LOCKED
 )
+DELETE FROM {schema}.idempotency_key
+USING gone
+WHERE idempotency_key.scope = gone.scope AND idempotency_key.key = gone.key
 RETURNING 1

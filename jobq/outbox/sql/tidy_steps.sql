@@ -1,7 +1,7 @@
 -- Delete recovery points whose job is neither in the outbox nor dead. An hour's grace: a step is written before
 -- its own job can be seen to be gone by every transaction.
-DELETE FROM {schema}.step
-WHERE (job_id, name) IN (
+-- MATERIALIZED: a subquery could be run once for each row that it is joined to, and its LIMIT with it.
+WITH gone AS MATERIALIZED (
     SELECT job_id, name
     FROM {schema}.step AS point
     WHERE created_at < now() - interval '1 hour'
@@ -10,4 +10,7 @@ WHERE (job_id, name) IN (
     LIMIT CAST(:limit AS int)
     FOR UPDATE SKIP LOCKED
 )
+DELETE FROM {schema}.step
+USING gone
+WHERE step.job_id = gone.job_id AND step.name = gone.name
 RETURNING 1
