@@ -41,10 +41,11 @@ class Bells:
             if ring.done():
                 self.heard = ring.result()
         finally:
-            await _cancelled(ring, woken)
+            woken.cancel()
+            if not ring.done():
+                await _cancelled(ring)
 
 
-async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def _cancelled(task: asyncio.Future[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -17,6 +17,7 @@ import math
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from uuid import UUID
 
 from ..app import JobQ
@@ -44,6 +45,8 @@ from .shares import Shares
 log = logging.getLogger(__name__)
 
 _LOOK_UP_S = 0.25
+_WORTH_FETCHING_ON = 50
+"""Jobs in a batch from which it saves more than it costs to fetch the next one meanwhile."""
 _SHORT_OF_THREADS_S = 5.0
 _LOOK_S = 5.0
 
@@ -80,6 +83,10 @@ class Turns:
         self.budget = settings.max_jobs if settings.max_jobs is not None else sys.maxsize
         """Runs that may still start."""
         self._adopted: deque[Holding] = deque()
+        self._ahead: list[Holding] = []
+        """Fetched while the batch before was being read, where batches end as soon as they start."""
+        self._is_quick = False
+        """Whether all of the last batch ended without waiting for anything."""
         self._suspect: Holding | None = None
         """A job that waits to run alone. Only one: what stands in the working list beside it would die with it."""
         self._is_alone = False
@@ -94,11 +101,12 @@ class Turns:
     async def step(self) -> None:
         """One turn: fetch -> read -> start. Waits for work or room when there is none."""
         can_fetch = self._may_fetch()
-        holdings = await self._fetch()
+        holdings = self._take_ahead() or await self._fetch(self._room())
         if holdings:
             # Crash here, or before the first line of a run: swept, and counted like one that had started.
-            jobs = await self._read(holdings)
+            jobs = await self._read_and_fetch_on(holdings)
             self._start(holdings, jobs)
+            await self._see_whether_quick(len(holdings))
         elif self._suspect is not None and len(self._owned) == 1 and self._may_start:
             suspect, self._suspect = self._suspect, None
             await self._run_alone(suspect)
@@ -123,14 +131,42 @@ class Turns:
 
     def _release_unstarted(self) -> None:
         """A turn broke off: what it had fetched must not stay owned by nobody."""
+        self._ahead = []
         waiting = {*self._adopted, self._suspect}
         for holding in self._owned.all():
             if holding.task is None and not holding.is_settling and holding not in waiting:
                 self._settler.release(holding)
 
-    async def _fetch(self) -> list[Holding]:
-        """Own up to as many entries as there are free slots: adopted ones first, then each queue's share."""
+    async def _read_and_fetch_on(self, holdings: list[Holding]) -> dict[UUID, Job]:
+        """Read a batch; meanwhile fetch another of its size, where the slots will be free again by then."""
+        if not self._is_quick:
+            return await self._read(holdings)
+        jobs, _ = await asyncio.gather(self._read(holdings), self._fetch_on(len(holdings)))
+        return jobs
+
+    async def _fetch_on(self, count: int) -> None:
+        with suppress(*TROUBLE):  # the next turn meets it
+            self._ahead = await self._fetch(count)
+
+    def _take_ahead(self) -> list[Holding]:
+        """Take what was fetched ahead. What no slot is free for after all goes back at once."""
+        ahead, self._ahead = self._ahead, []
         room = self._room()
+        for holding in ahead[room:]:
+            self._settler.release(holding)
+        return ahead[:room]
+
+    async def _see_whether_quick(self, count: int) -> None:
+        """Let a batch that fills the slots begin: what waits for nothing has ended, and left, two passes later."""
+        self._is_quick = False
+        if count < max(self._settings.concurrency, _WORTH_FETCHING_ON):
+            return
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self._is_quick = not self.runs
+
+    async def _fetch(self, room: int) -> list[Holding]:
+        """Own up to `room` entries: adopted ones first, then each queue's share."""
         taken = [self._adopted.popleft() for _ in range(min(room, len(self._adopted)))]
         while self._adopted:
             self._settler.release(self._adopted.popleft())
@@ -352,9 +388,10 @@ class Turns:
 
     def hand_back_unstarted(self) -> None:
         """Release what has not started, jobs that wait for a thread among it."""
-        for holding in [*self._adopted, *([] if self._suspect is None else [self._suspect])]:
+        for holding in [*self._adopted, *self._ahead, *([] if self._suspect is None else [self._suspect])]:
             self._settler.release(holding)
         self._adopted.clear()
+        self._ahead = []
         self._suspect = None
         for holding in self._executor.waiting:
             self._interrupt(holding)

@@ -61,7 +61,7 @@ async def beat(worker: Worker, times: int = 1) -> None:
 
 
 async def fetched(bench: Bench, worker: Worker, counted: Counted) -> None:
-    await worker.turns._fetch()
+    await worker.turns._fetch(worker.turns._room())
 
 
 async def running(bench: Bench, worker: Worker, counted: Counted) -> None:
@@ -115,7 +115,7 @@ async def test_a_run_whose_task_is_gone_is_not_vouched_for_and_runs_again(bench:
     counted = Counted(bench)
     worker = await bench.worker()
     await bench.commit_and_relay(counted.task)
-    (zombie,) = await worker.turns._fetch()
+    (zombie,) = await worker.turns._fetch(worker.turns._room())
     zombie.task = asyncio.create_task(asyncio.sleep(0))
     await zombie.task
 

@@ -327,7 +327,7 @@ async def test_released_entries_go_back_to_the_front_in_the_order_of_their_fetch
     ids += [await bench.enqueue(bench.app.tasks["complete"]) for _ in range(4)]
     await bench.relay()
     before = await bench.ready()
-    holdings = await worker.turns._fetch()
+    holdings = await worker.turns._fetch(worker.turns._room())
 
     for holding in holdings:
         worker.settler.release(holding)

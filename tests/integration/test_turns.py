@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -340,7 +341,7 @@ async def test_what_was_fetched_before_the_lease_became_doubtful_goes_back_unrun
     note, runs = note_runs(bench.app)
     worker = await bench.worker()
     await bench.commit_and_relay(note, 1)
-    holdings = await worker.turns._fetch()
+    holdings = await worker.turns._fetch(worker.turns._room())
     jobs = await worker.turns._read(holdings)
 
     worker.heartbeat.acked_at -= worker.settings.start_margin
@@ -591,6 +592,110 @@ async def test_adoption_leaves_turns_to_others(bench: Bench) -> None:
     await worker.turns.adopt("default", raws)
 
     assert (await bench.stats())["adopted"] == 2, "the next beat names the rest"
+
+
+# --- fetching ahead --------------------------------------------------------------------------------------------------
+
+
+async def many(bench: Bench, task: Any, count: int) -> None:
+    """Commit and push jobs of a task without arguments, in one batch."""
+    async with bench.app.database.sessions.begin() as session:
+        await bench.app.enqueue_many(session, (task.job() for _ in range(count)))
+    await bench.relay()
+
+
+def quick(app: JobQ) -> tuple[Any, list[None]]:
+    runs: list[None] = []
+
+    @app.task
+    async def end_at_once() -> None:
+        runs.append(None)
+
+    return end_at_once, runs
+
+
+async def test_the_next_batch_is_fetched_while_one_is_read_where_batches_end_at_once(bench: Bench) -> None:
+    task, runs = quick(bench.app)
+    worker = await bench.worker(concurrency=50)
+    await many(bench, task, 200)
+
+    left, done = [], []
+    for _ in range(4):
+        await started(worker)
+        left.append(len(await bench.ready()))
+        done.append(len(runs))
+    await settled(worker)
+
+    assert done == [50, 100, 150, 200]
+    assert left == [150, 50, 0, 0], "the first turn fetched one batch, the second two"
+    await bench.assert_drained()
+
+
+async def test_nothing_is_fetched_ahead_of_jobs_that_take_their_time(bench: Bench) -> None:
+    task, _ = quick(bench.app)
+    wait_at_gate, gate = gated(bench.app)
+    worker = await bench.worker(concurrency=50)
+    await many(bench, wait_at_gate, 25)
+    await many(bench, task, 125)
+
+    await started(worker)
+    await gate.arrived.wait()
+    await until(lambda: len(worker.turns.runs) == 25, "the others ended")
+    await started(worker)
+
+    assert len(await bench.ready()) == 75, "as many as slots were free"
+    gate.open.set()
+    await until(lambda: not worker.turns.runs, "the runs ended")
+    await settled(worker)
+
+
+async def test_what_was_fetched_ahead_goes_back_where_no_slot_is_free_after_all(bench: Bench) -> None:
+    task, runs = quick(bench.app)
+    wait_at_gate, gate = gated(bench.app)
+    worker = await bench.worker(concurrency=50)
+    for kind in (task, wait_at_gate, task):
+        await many(bench, kind, 50)
+    await started(worker)  # those end at once
+    await started(worker)  # those wait, and the others have been fetched ahead of them
+    await gate.arrived.wait()
+    ahead = len(await bench.working(worker)) - 100
+
+    await started(worker)
+    await settled(worker)
+
+    assert ahead == 50
+    assert (len(await bench.ready()), len(runs), len(worker.turns.runs)) == (50, 50, 50)
+    gate.open.set()
+    await until(lambda: not worker.turns.runs, "the runs ended")
+    await turn(worker)
+    await bench.assert_drained()
+    assert len(runs) == 100
+
+
+async def test_what_was_fetched_ahead_goes_back_when_the_worker_stops(bench: Bench) -> None:
+    task, _ = quick(bench.app)
+    worker = await bench.worker(concurrency=50)
+    await many(bench, task, 150)
+    await started(worker)
+    await started(worker)
+
+    worker.turns.hand_back_unstarted()
+    await settled(worker)
+
+    assert len(await bench.ready()) == 50
+    assert len(worker.owned) == 0
+
+
+async def test_a_worker_of_few_jobs_more_fetches_none_beyond_them(bench: Bench) -> None:
+    task, runs = quick(bench.app)
+    worker = await bench.worker(concurrency=50, max_jobs=110)
+    await many(bench, task, 150)
+
+    for _ in range(3):
+        await started(worker)
+    await settled(worker)
+
+    assert (len(runs), len(await bench.ready())) == (110, 40)
 
 
 async def test_what_is_owned_is_ignored_when_it_is_adopted_again(bench: Bench) -> None:
