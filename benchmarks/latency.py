@@ -92,8 +92,8 @@ async def half_load(stage: Stage) -> Samples:
 async def _traced(stage: Stage) -> AsyncIterator[Stamps]:
     command = [sys.executable, "-m", "benchmarks.traced"]
     with Stamps.open() as (stamps, path):
-        relay = [*command, "relay", "--loop", "uvloop", "--log-level", "error"]
-        worker = [*command, "worker", APP, "-q", "default", "--loop", "uvloop", "--log-level", "error"]
+        relay = [*command, "relay", "--log-level", "error"]
+        worker = [*command, "worker", APP, "-q", "default", "--log-level", "error"]
         with stage.command(RELAY, relay, BENCH_STAMPS=path), stage.command(WORKER, worker, BENCH_STAMPS=path):
             yield stamps
 
