@@ -13,18 +13,14 @@ import argparse
 import asyncio
 import os
 import time
-from uuid import UUID
 
 import redis.asyncio
 import uvloop
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from jobq import JobQ
-from jobq.broker.keys import Keys
 
 from . import app
-from .stage import counted
+from .stage import application_on, counted, keys_on
 
 _LOOK_S = 0.01
 
@@ -47,9 +43,7 @@ class Producer:
                 group.create_task(self._write())
 
     async def _brake(self) -> None:
-        async with self._jobs.database.sessions() as session:
-            found = (await session.execute(text("SELECT database_id FROM jobq.meta"))).scalar_one()
-        keys = Keys(UUID(str(found)), "default")
+        keys = await keys_on(os.environ["JOBQ_DATABASE_URL"])
         async with redis.asyncio.Redis.from_url(os.environ["JOBQ_REDIS_URL"]) as client:
             before = await counted(client, keys, "acked")
             while True:
@@ -85,9 +79,7 @@ async def main() -> None:
     parser.add_argument("--rate", type=float, default=0.0)
     parser.add_argument("--limit", type=int, default=5_000)
     options = parser.parse_args()
-    url = os.environ["JOBQ_DATABASE_URL"].replace("postgresql://", "postgresql+asyncpg://", 1)
-    jobs = JobQ(database=create_async_engine(url, pool_size=options.writers + 1), redis=os.environ["JOBQ_REDIS_URL"])
-    jobs.tasks = app.jobs.tasks
+    jobs = application_on(os.environ["JOBQ_DATABASE_URL"], os.environ["JOBQ_REDIS_URL"], options.writers)
     await Producer(jobs, options).run()
 
 

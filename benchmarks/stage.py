@@ -69,14 +69,11 @@ class Stage:
     @asynccontextmanager
     async def application(self, *, connections: int = 10) -> AsyncIterator[JobQ]:
         """The benchmarks' application on these servers, with that many connections of its own."""
-        url = self.servers.database_url.replace("postgresql://", "postgresql+asyncpg://", 1)
-        engine = create_async_engine(url, pool_size=connections)
-        application = JobQ(database=engine, redis=self.servers.redis_url)
-        application.tasks = app.jobs.tasks
+        application = application_on(self.servers.database_url, self.servers.redis_url, connections)
         try:
             yield application
         finally:
-            await engine.dispose()
+            await application.database.engine.dispose()
 
     @asynccontextmanager
     async def database(self) -> AsyncIterator[asyncpg.Connection]:
@@ -132,9 +129,7 @@ class Stage:
 
     async def keys(self, queue: str = "default") -> Keys:
         """The names of a queue's keys in Redis."""
-        async with self.database() as connection:
-            found = await connection.fetchval("SELECT database_id FROM jobq.meta")
-        return Keys(UUID(bytes=found.bytes), queue)
+        return await keys_on(self.servers.database_url, queue)
 
     async def drain_rate(self) -> float:
         """Jobs a second, from the first completions on until the outbox is empty."""
@@ -165,6 +160,22 @@ class Stage:
             for process in processes:
                 if process.poll() not in (None, -signal.SIGKILL):
                     raise RuntimeError(f"a process of the benchmark has ended ({role}, code {process.returncode})")
+
+
+def application_on(database_url: str, redis_url: str, connections: int) -> JobQ:
+    """The benchmarks' application on these servers, with a pool of that many connections."""
+    url = database_url.replace("postgresql://", "postgresql+asyncpg://", 1)
+    application = JobQ(database=create_async_engine(url, pool_size=connections), redis=redis_url)
+    application.tasks = app.jobs.tasks
+    return application
+
+
+async def keys_on(database_url: str, queue: str = "default") -> Keys:
+    """The names of a queue's keys in Redis, for the jobs of this database."""
+    connection = await asyncpg.connect(database_url)
+    found = await connection.fetchval("SELECT database_id FROM jobq.meta")
+    await connection.close()
+    return Keys(UUID(bytes=found.bytes), queue)
 
 
 async def counted(client: redis.asyncio.Redis, keys: Keys, counter: str) -> int:

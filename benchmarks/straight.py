@@ -26,6 +26,8 @@ from jobq.broker.keys import Keys
 from jobq.broker.scripts import Script
 from jobq.outbox.statement import Statement
 
+from .stage import keys_on
+
 LANES = 2
 PAGE = 1_000
 PUSH = 500
@@ -44,13 +46,10 @@ class Straight:
 
     @classmethod
     async def open(cls) -> Straight:
-        connection = await connect()
-        found = await connection.fetchval("SELECT database_id FROM jobq.meta")
-        await connection.close()
         client = redis.asyncio.Redis.from_url(os.environ["JOBQ_REDIS_URL"])
         for script in _SCRIPTS.values():
             await client.script_load(script.source)
-        return cls(client, Keys(UUID(bytes=found.bytes), "default"))
+        return cls(client, await keys_on(os.environ["JOBQ_DATABASE_URL"]))
 
     async def push(self) -> None:
         connection, keys = await connect(), self.keys

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError
@@ -17,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction, async_
 from .errors import AlreadyDone, ConfigurationError, TransactionUsed
 from .model import Job
 from .outbox.database import PoolTimeout, is_unavailable
-from .outbox.patience import Patience, driver_of
+from .outbox.patience import Patience
 from .outbox.settle import begin_complete, is_same_transaction
 from .run import Completion, HandBack, Run, hand_back_if_away
 from .step import to_the_end
@@ -40,13 +39,13 @@ async def complete(job: Job, run: Run) -> AsyncIterator[AsyncSession]:
     run.completion = Completion.OPEN
     async with AsyncExitStack() as stack:
         patience = stack.enter_context(Patience())
-        session, transaction, driver, xid = await _begin(stack, job, run, run.sessions, patience)
+        session, transaction, xid = await _begin(stack, job, run, run.sessions, patience)
         patience.rest()
         try:
             yield session
         finally:
             patience.go_on()  # also for the ROLLBACK
-        await _check_still_open(job, run, session, transaction, driver, xid, patience)
+        await _check_still_open(job, run, session, transaction, xid, patience)
         # Crash here: nothing is committed, the job runs again.
         # Not cancelled half way: nobody would know whether it happened.
         _, cancelled = await to_the_end(transaction.__aexit__(None, None, None))
@@ -58,11 +57,8 @@ async def complete(job: Job, run: Run) -> AsyncIterator[AsyncSession]:
 
 async def _begin(
     stack: AsyncExitStack, job: Job, run: Run, sessions: async_sessionmaker[AsyncSession], patience: Patience
-) -> tuple[AsyncSession, AsyncSessionTransaction, Any, str]:
-    """Open the transaction, and delete the row in it before anything else happens there (MUST).
-
-    Returns also the driver's connection, for the question at the end: three layers of SQLAlchemy take longer than it.
-    """
+) -> tuple[AsyncSession, AsyncSessionTransaction, str]:
+    """Open the transaction, and delete the row in it before anything else happens there (MUST)."""
     for attempt in range(1, _TRIES_TO_BEGIN + 1):
         inner = await stack.enter_async_context(AsyncExitStack())
         session = await inner.enter_async_context(sessions())
@@ -79,7 +75,7 @@ async def _begin(
         if xid is None:
             raise AlreadyDone(f"job {job.id} is no longer this run's: completed, cancelled or rescheduled")
         # Crash here, or in the block: the DELETE is rolled back with the session, and the job runs again.
-        return session, transaction, driver_of(connection), xid
+        return session, transaction, xid
     raise AssertionError("unreachable")
 
 
@@ -101,13 +97,7 @@ async def _rolled_back(stack: AsyncExitStack, error: BaseException) -> None:
 
 
 async def _check_still_open(
-    job: Job,
-    run: Run,
-    session: AsyncSession,
-    transaction: AsyncSessionTransaction,
-    driver: Any,
-    xid: str,
-    patience: Patience,
+    job: Job, run: Run, session: AsyncSession, transaction: AsyncSessionTransaction, xid: str, patience: Patience
 ) -> None:
     """Refuse to commit anything but what began with the DELETE of the row.
 
@@ -118,7 +108,8 @@ async def _check_still_open(
     if transaction.is_active:
         try:
             await _flush(session, patience)
-            is_open = await is_same_transaction(driver, run.schema, xid)
+            # Of the driver: three layers of SQLAlchemy would take longer than the question.
+            is_open = await is_same_transaction(patience.driver, run.schema, xid)
         except (DBAPIError, asyncpg.PostgresError) as error:
             if getattr(getattr(error, "orig", error), "sqlstate", None) != _FAILED_TRANSACTION:
                 raise

@@ -11,21 +11,20 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import asyncpg
-from sqlalchemy import make_url
 
 import jobq
 from jobq import embedded
+from tests.faults.proxy import postgres_proxy
 from tests.postgres_pair import make_tables
 
 _SSL_REQUEST = 80877103
-_CHUNK = 1 << 20
 _PLACEHOLDER = re.compile(r"\$\d+(::[A-Z ]+)?|(?<![:\w]):[a-z_]+")
 _CONNECTING = {"info", "hello", "auth", "select", "ping", "client|setinfo", "client|setname"}
 """What a new connection says, and what the count itself costs."""
@@ -48,45 +47,20 @@ class Cost:
 
 
 class Wire:
-    """A proxy before PostgreSQL that counts what its clients ask for."""
+    """What clients have asked of PostgreSQL, as a proxy before it hears them."""
 
-    def __init__(self, target: Path):
-        self._target = target
-        self._handlers: set[asyncio.Task[None]] = set()
+    def __init__(self) -> None:
         self.statements: list[str] = []
         self.round_trips = 0
 
     @classmethod
     @asynccontextmanager
     async def before(cls, url: str) -> AsyncIterator[tuple[Wire, str]]:
-        """Run one, and give the URL that leads through it."""
-        at = make_url(url)
-        wire = cls(Path(str(at.query["host"])) / ".s.PGSQL.5432")
-        server = await asyncio.start_server(wire._serve, "127.0.0.1", 0, limit=_CHUNK)
-        port = server.sockets[0].getsockname()[1]
-        try:
-            yield wire, f"postgresql://{at.username}@127.0.0.1:{port}/{at.database}"
-        finally:
-            server.close()
-            for handler in wire._handlers:
-                handler.cancel()
-            await asyncio.gather(*wire._handlers, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        handler = asyncio.current_task()
-        assert handler is not None
-        self._handlers.add(handler)
-        server_reader, server_writer = await asyncio.open_unix_connection(self._target, limit=_CHUNK)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(_pass_on(reader, server_writer, _Requests(self)))
-                group.create_task(_pass_on(server_reader, writer))
-        except asyncio.CancelledError:
-            pass
-        finally:
-            server_writer.transport.abort()
-            writer.transport.abort()
-            self._handlers.discard(handler)
+        """Run a proxy, and give the URL that leads through it."""
+        wire = cls()
+        async with postgres_proxy(url) as (proxy, through):
+            proxy.listener = lambda: _Requests(wire).take
+            yield wire, through.partition("?")[0]  # SQLAlchemy passes on what asyncpg does not take
 
 
 class _Requests:
@@ -133,17 +107,6 @@ class _Requests:
                 self._wire.round_trips += 1
             case b"S" | b"H":  # Sync, Flush: the client waits for what it has sent so far
                 self._wire.round_trips += 1
-
-
-async def _pass_on(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, requests: _Requests | None = None
-) -> None:
-    with suppress(OSError):
-        while data := await reader.read(_CHUNK):
-            if requests is not None:
-                requests.take(data)
-            writer.write(data)
-    writer.close()
 
 
 def _named(text: bytes) -> str:

@@ -131,14 +131,18 @@ def _batches(rows: Sequence[Row]) -> Iterator[list[Row]]:
 
 def row(job_id: UUID, intent: Intent) -> dict[str, Any]:
     """Name the values of `enqueue.sql`."""
-    return {"id": job_id, "queue": intent.queue, "task": intent.task, "args": intent.args} | _options(intent)
+    return _call(job_id, intent) | _options(intent)
 
 
 def _single(job_id: UUID, intent: Intent) -> tuple[Statement, dict[str, Any]]:
     """The statement for an intent without a key, and its values."""
     if _options(intent) == _NO_OPTIONS:
-        return _enqueue_plain, {"id": job_id, "queue": intent.queue, "task": intent.task, "args": intent.args}
+        return _enqueue_plain, _call(job_id, intent)
     return _enqueue, row(job_id, intent)
+
+
+def _call(job_id: UUID, intent: Intent) -> dict[str, Any]:
+    return {"id": job_id, "queue": intent.queue, "task": intent.task, "args": intent.args}
 
 
 def _options(intent: Intent) -> dict[str, Any]:

@@ -17,12 +17,6 @@ ANSWER_TIMEOUT_S = 30.0
 """A connection that says nothing for this long leads nowhere any more."""
 
 
-def driver_of(connection: AsyncConnection) -> Any:
-    """The asyncpg connection beneath one that is open."""
-    assert connection.sync_connection is not None
-    return connection.sync_connection.connection.driver_connection
-
-
 class Patience:
     """Ends a connection whose answer does not come in time, so that whatever waits for it raises.
 
@@ -30,7 +24,8 @@ class Patience:
     """
 
     def __init__(self) -> None:
-        self._driver: Any = None
+        self.driver: Any = None
+        """asyncpg's connection, of which an answer is awaited."""
         self._end: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
@@ -42,9 +37,10 @@ class Patience:
     async def begin(self, tx: AsyncSession | AsyncConnection) -> None:
         """From now on the connection of `tx` must answer in time, and no other: it may be somebody else's by now."""
         self.rest()
-        self._driver = None
+        self.driver = None
         connection = await tx.connection() if isinstance(tx, AsyncSession) else tx
-        self._driver = driver_of(connection)
+        assert connection.sync_connection is not None
+        self.driver = connection.sync_connection.connection.driver_connection
         self.go_on()
 
     def rest(self) -> None:
@@ -56,5 +52,5 @@ class Patience:
     def go_on(self) -> None:
         """Begin anew with the same connection, if there was one."""
         self.rest()
-        if self._driver is not None:
-            self._end = asyncio.get_running_loop().call_later(ANSWER_TIMEOUT_S, self._driver.terminate)
+        if self.driver is not None:
+            self._end = asyncio.get_running_loop().call_later(ANSWER_TIMEOUT_S, self.driver.terminate)

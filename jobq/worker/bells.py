@@ -6,7 +6,6 @@ Invariant: a bell carries nothing, so that a wait cut off at any moment loses no
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from ..broker.scripts import Broker
 from ..settings import WorkerSettings
@@ -43,9 +42,5 @@ class Bells:
         finally:
             woken.cancel()
             if not ring.done():
-                await _cancelled(ring)
-
-
-async def _cancelled(task: asyncio.Future[Any]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+                ring.cancel()
+                await asyncio.gather(ring, return_exceptions=True)

@@ -11,7 +11,7 @@ import asyncio
 import enum
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +84,7 @@ class _Connection:
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter
     statements: _Statements | None = None
+    listen: Callable[[bytes], None] | None = None
     is_silent: bool = False
     """Whether the client hears nothing more, and is not told so."""
     has_client: bool = True
@@ -132,6 +133,8 @@ class Proxy:
     """Requests and replies struck so far."""
     requests: list[bytes] | None = None
     """Every request, for a test that has put a list here."""
+    listener: Callable[[], Callable[[bytes], None]] | None = None
+    """Makes, for each connection, what is called with every piece that its client sends."""
     port: int = 0
     _server: asyncio.Server | None = None
     _armed: list[_Strike] = field(default_factory=list)
@@ -218,6 +221,8 @@ class Proxy:
         else:
             server_reader, server_writer = await asyncio.open_connection(*self.target, limit=_CHUNK)
         connection = _Connection(writer, server_writer, _Statements() if self.is_postgres else None)
+        if self.listener is not None:
+            connection.listen = self.listener()
         self._connections.add(connection)
         try:
             async with asyncio.TaskGroup() as group:
@@ -230,6 +235,8 @@ class Proxy:
     async def _pass_requests(self, reader: asyncio.StreamReader, connection: _Connection) -> None:
         while data := await _read(reader):
             await asyncio.sleep(self.latency_s)
+            if connection.listen is not None:
+                connection.listen(data)
             said = connection.said(data)
             if self.requests is not None:
                 self.requests.append(said)

@@ -108,13 +108,13 @@ OF_POSTGRESQL = (
         edits=(
             Edit(
                 _COMPLETE,
-                "        session, transaction, driver, xid = await _begin(stack, job, run, run.sessions, patience)\n"
+                "        session, transaction, xid = await _begin(stack, job, run, run.sessions, patience)\n"
                 "        patience.rest()\n"
                 "        try:\n"
                 "            yield session\n"
                 "        finally:\n"
                 "            patience.go_on()  # also for the ROLLBACK\n"
-                "        await _check_still_open(job, run, session, transaction, driver, xid, patience)\n",
+                "        await _check_still_open(job, run, session, transaction, xid, patience)\n",
                 "        session = await stack.enter_async_context(run.sessions())\n"
                 "        transaction = await stack.enter_async_context(session.begin())\n"
                 "        yield session\n"
@@ -134,17 +134,17 @@ OF_POSTGRESQL = (
         edits=(
             Edit(
                 _COMPLETE,
-                "        session, transaction, driver, xid = await _begin(stack, job, run, run.sessions, patience)\n"
+                "        session, transaction, xid = await _begin(stack, job, run, run.sessions, patience)\n"
                 "        patience.rest()\n"
                 "        try:\n"
                 "            yield session\n"
                 "        finally:\n"
                 "            patience.go_on()  # also for the ROLLBACK\n"
-                "        await _check_still_open(job, run, session, transaction, driver, xid, patience)\n",
+                "        await _check_still_open(job, run, session, transaction, xid, patience)\n",
                 "        session = await stack.enter_async_context(run.sessions())\n"
                 "        async with session.begin():\n"
                 "            yield session\n"
-                "        session, transaction, driver, xid = await _begin(stack, job, run, run.sessions, patience)\n",
+                "        session, transaction, xid = await _begin(stack, job, run, run.sessions, patience)\n",
             ),
         ),
         tests=("tests/integration/test_context.py::test_a_run_whose_job_has_moved_on_has_no_effect",),
