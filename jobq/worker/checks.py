@@ -62,6 +62,6 @@ def _lease(heartbeat: Heartbeat) -> Check:
 
 
 def _registered(worker: str, turns: Turns) -> Check:
-    if turns.is_fenced:
+    if turns.fetching.is_fenced:
         return Check("registered", False, "fenced: Redis does not know this worker until its next heartbeat")
     return Check("registered", True, f"as {worker}")

@@ -1,7 +1,7 @@
 """A worker's turns: fetch -> read -> start.
 
-1. `fetch` owns as many entries as there are free slots; nothing is prefetched, so all that is owned counts as
-   started.
+1. `fetch` owns as many entries as there are free slots. Only where whole batches end as soon as they start is the
+   next one fetched and read while one runs. All that is owned counts as started.
 2. `read` reads their rows on the primary: a row that is gone or has moved on is never run, whatever Redis says.
 3. `start` runs them; a job that killed its worker before runs with nothing beside it.
 
@@ -17,7 +17,7 @@ import math
 import sys
 import time
 from collections import deque
-from contextlib import suppress
+from typing import TypeAlias
 from uuid import UUID
 
 from ..app import JobQ
@@ -25,7 +25,7 @@ from ..broker.client import TROUBLE
 from ..broker.scripts import Broker
 from ..errors import ConfigurationError
 from ..health import Pulse
-from ..model import Entry, Job
+from ..model import Job
 from ..outage import Outage
 from ..outbox import settle
 from ..outbox.database import is_unavailable
@@ -36,19 +36,25 @@ from ..settings import CRASHES_BEFORE_ALONE, WorkerSettings
 from .attempt import Attempt
 from .bells import Bells
 from .executor import Executor
+from .fetching import Fetching
 from .heartbeat import Heartbeat
 from .orders import Orders
 from .owned import Ending, Holding, Owned
 from .settler import Settler
-from .shares import Shares
 
 log = logging.getLogger(__name__)
 
 _LOOK_UP_S = 0.25
-_WORTH_FETCHING_ON = 50
+_WORTH_FETCHING_ON = 10
 """Jobs in a batch from which it saves more than it costs to fetch the next one meanwhile."""
+_QUICK_S = 0.05
+"""A batch that took longer has let the rows of the next one grow old."""
 _SHORT_OF_THREADS_S = 5.0
 _LOOK_S = 5.0
+
+
+Batch: TypeAlias = tuple[list[Holding], dict[UUID, Job]]
+"""What was fetched, and the rows of it that are there."""
 
 
 class Turns:
@@ -83,17 +89,16 @@ class Turns:
         self.budget = settings.max_jobs if settings.max_jobs is not None else sys.maxsize
         """Runs that may still start."""
         self._adopted: deque[Holding] = deque()
-        self._ahead: list[Holding] = []
-        """Fetched while the batch before was being read, where batches end as soon as they start."""
+        self._coming: asyncio.Task[Batch] | None = None
+        """The next batch, fetched and read while one runs, where batches end as soon as they start."""
         self._is_quick = False
-        """Whether all of the last batch ended without waiting for anything."""
+        """Whether all of the last batch, as many as there are slots, ended without waiting for anything."""
         self._suspect: Holding | None = None
         """A job that waits to run alone. Only one: what stands in the working list beside it would die with it."""
         self._is_alone = False
-        self.is_fenced = False
         self._told_unknown: set[str] = set()
-        self._shares = Shares(settings.queues, settings.weights, strict=settings.strict)
         self._bells = Bells(broker, settings, orders)
+        self.fetching = Fetching(settings, worker, broker=broker, owned=owned, bells=self._bells)
         self._short_of_threads_at: float | None = None
         self.redis_outage = Outage("redis", "worker")
         self.database_outage = Outage("postgresql", "worker")
@@ -101,12 +106,9 @@ class Turns:
     async def step(self) -> None:
         """One turn: fetch -> read -> start. Waits for work or room when there is none."""
         can_fetch = self._may_fetch()
-        holdings = self._take_ahead() or await self._fetch(self._room())
+        holdings, jobs = await self._take_batch()
         if holdings:
-            # Crash here, or before the first line of a run: swept, and counted like one that had started.
-            jobs = await self._read_and_fetch_on(holdings)
-            self._start(holdings, jobs)
-            await self._see_whether_quick(len(holdings))
+            await self._start_batch(holdings, jobs)
         elif self._suspect is not None and len(self._owned) == 1 and self._may_start:
             suspect, self._suspect = self._suspect, None
             await self._run_alone(suspect)
@@ -121,49 +123,55 @@ class Turns:
             try:
                 await self.step()
             except TROUBLE as error:
-                self._release_unstarted()
+                await self._release_unstarted()
                 await self._orders.wait(self.redis_outage.begin(error))
             except Exception:
                 log.exception("worker turn failed, trying again")
-                self._release_unstarted()
+                await self._release_unstarted()
                 await self._orders.wait(1.0)
         self._pulse.rest()
 
-    def _release_unstarted(self) -> None:
+    async def _release_unstarted(self) -> None:
         """A turn broke off: what it had fetched must not stay owned by nobody."""
-        self._ahead = []
+        coming, self._coming = self._coming, None
+        if coming is not None:
+            await asyncio.gather(coming, return_exceptions=True)
         waiting = {*self._adopted, self._suspect}
         for holding in self._owned.all():
             if holding.task is None and not holding.is_settling and holding not in waiting:
                 self._settler.release(holding)
 
-    async def _read_and_fetch_on(self, holdings: list[Holding]) -> dict[UUID, Job]:
-        """Read a batch; meanwhile fetch another of its size, where the slots will be free again by then."""
-        if not self._is_quick:
-            return await self._read(holdings)
-        jobs, _ = await asyncio.gather(self._read(holdings), self._fetch_on(len(holdings)))
-        return jobs
-
-    async def _fetch_on(self, count: int) -> None:
-        with suppress(*TROUBLE):  # the next turn meets it
-            self._ahead = await self._fetch(count)
-
-    def _take_ahead(self) -> list[Holding]:
-        """Take what was fetched ahead. What no slot is free for after all goes back at once."""
-        ahead, self._ahead = self._ahead, []
+    async def _take_batch(self) -> Batch:
+        """The next entries to start, and their rows: what has been coming meanwhile, else what there is now."""
+        coming, self._coming = self._coming, None
+        holdings, jobs = await coming if coming is not None else ([], {})
         room = self._room()
-        for holding in ahead[room:]:
-            self._settler.release(holding)
-        return ahead[:room]
+        for holding in holdings[room:]:
+            self._settler.release(holding)  # the batch before has not left its slots after all
+        if holdings := holdings[:room]:
+            return holdings, jobs if self._is_quick else await self._read(holdings)
+        return await self._fetch_and_read(room)
 
-    async def _see_whether_quick(self, count: int) -> None:
-        """Let a batch that fills the slots begin: what waits for nothing has ended, and left, two passes later."""
+    async def _fetch_and_read(self, room: int) -> Batch:
+        holdings = await self._fetch(room)
+        # Crash here, or before the first line of a run: swept, and counted like one that had started.
+        return holdings, await self._read(holdings) if holdings else {}
+
+    async def _start_batch(self, holdings: list[Holding], jobs: dict[UUID, Job]) -> None:
+        """Start a batch; after one that ended at once, have the next fetched and read while this one runs.
+
+        One that fills the slots is given two passes of the loop: by then what waits for nothing has ended.
+        """
+        if self._is_quick:
+            self._coming = asyncio.create_task(self._fetch_and_read(len(holdings)))
+            await asyncio.sleep(0)  # so that its question leaves before the batch keeps the process busy
+        began = time.monotonic()
+        self._start(holdings, jobs)
         self._is_quick = False
-        if count < max(self._settings.concurrency, _WORTH_FETCHING_ON):
-            return
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        self._is_quick = not self.runs
+        if len(holdings) >= max(self._settings.concurrency, _WORTH_FETCHING_ON):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            self._is_quick = not self.runs and time.monotonic() - began < _QUICK_S
 
     async def _fetch(self, room: int) -> list[Holding]:
         """Own up to `room` entries: adopted ones first, then each queue's share."""
@@ -172,36 +180,9 @@ class Turns:
             self._settler.release(self._adopted.popleft())
         if not self._may_fetch():
             return taken
-        self._shares.begin(time.monotonic())
-        while portions := self._shares.split(room - len(taken)):
-            for queue, count in portions:
-                taken += await self._fetch_from(queue, count)
-        for queue in list(self._bells.heard):
-            # Others filled all slots: its bell is to wake another worker, which may have some to spare.
-            await self._fetch_from(queue, 0)
+        taken += await self.fetching.fetch(room - len(taken))
         self.redis_outage.end()
         return taken
-
-    async def _fetch_from(self, queue: str, count: int) -> list[Holding]:
-        # Crash here, or no answer: the entries are in the working list, and are adopted or swept.
-        fetched = await self._broker.fetch(queue, self._worker, count)
-        self._bells.heard.discard(queue)
-        entries, left = (fetched.entries, fetched.left) if fetched is not None else ([], 0)
-        self._shares.note(queue, count, len(entries), left, time.monotonic())
-        if fetched is None:
-            self._note_fenced()
-            return []
-        self.is_fenced = False
-        return await self._own(queue, entries)
-
-    async def _own(self, queue: str, raws: list[bytes]) -> list[Holding]:
-        """Own what is well formed and not owned yet; drop garbage."""
-        entries = [Entry.parse(raw) for raw in raws]
-        # First, since it may fail: what is owned by then would be nobody's, and would be vouched for all the same.
-        if garbage := [raw for raw, entry in zip(raws, entries, strict=True) if entry is None]:
-            await self._broker.ack(queue, self._worker, garbage, "garbage")
-        taken = [self._owned.take(queue, entry) for entry in entries if entry is not None]
-        return [holding for holding in taken if holding is not None]
 
     @property
     def _may_start(self) -> bool:
@@ -216,11 +197,6 @@ class Turns:
     def _may_fetch(self) -> bool:
         is_open = not (self._orders.quiet.is_set() or self._orders.stopping.is_set())
         return is_open and self._room() > 0 and self._may_start and self._settler.has_room()
-
-    def _note_fenced(self) -> None:
-        if not self.is_fenced:
-            self.is_fenced = True
-            log.warning("fenced: redis does not know this worker, waiting for the next beat")
 
     async def _read(self, holdings: list[Holding]) -> dict[UUID, Job]:
         """Read the rows of a batch on the primary, however long that takes: nothing is dropped unread."""
@@ -321,7 +297,7 @@ class Turns:
 
     async def _idle(self, *, has_looked: bool) -> None:
         """Wait for something to do: the bell, the end of a run, or a word from the heartbeat."""
-        if not self._may_fetch() or self.is_fenced:
+        if not self._may_fetch() or self.fetching.is_fenced:
             self._note_short_threads()
             await self._orders.wait(_LOOK_UP_S)
         elif has_looked:
@@ -352,7 +328,7 @@ class Turns:
         As many as fit into the slots, so that a flood of them leaves turns to real jobs; the next beat names the rest.
         """
         # Crash here: they are in the working list, and are swept.
-        adopted = await self._own(queue, raws[: self._settings.concurrency])
+        adopted = await self.fetching.own(queue, raws[: self._settings.concurrency])
         if self._take_up(adopted):
             log.warning("adopted entries whose fetch had no answer", extra={"fields": {"count": len(adopted)}})
             await self._broker.count(queue, "adopted", len(adopted))
@@ -362,7 +338,7 @@ class Turns:
         room = max(self._room() - len(self._adopted), 0) if self._may_fetch() else 0
         # Crash here, or no answer: what came to the working list is adopted or swept.
         unparked = await self._broker.unpark(queue, self._worker, sorted(self._app.tasks), room=room)
-        self._take_up(await self._own(queue, unparked.entries))
+        self._take_up(await self.fetching.own(queue, unparked.entries))
         return unparked.back + len(unparked.entries)
 
     def _take_up(self, holdings: list[Holding]) -> bool:
@@ -386,13 +362,11 @@ class Turns:
                 holding.ending = Ending.LOST
                 holding.task.cancel()
 
-    def hand_back_unstarted(self) -> None:
+    async def hand_back_unstarted(self) -> None:
         """Release what has not started, jobs that wait for a thread among it."""
-        for holding in [*self._adopted, *self._ahead, *([] if self._suspect is None else [self._suspect])]:
-            self._settler.release(holding)
         self._adopted.clear()
-        self._ahead = []
         self._suspect = None
+        await self._release_unstarted()
         for holding in self._executor.waiting:
             self._interrupt(holding)
 

@@ -234,7 +234,7 @@ class Worker:
     async def _shut_down(self) -> int:
         """Hand back, wait, cancel, flush, deregister: in this order nothing is lost and little runs twice."""
         log.info("worker draining", extra={"fields": {"worker": self.name, "running": len(self.turns.runs)}})
-        self.turns.hand_back_unstarted()
+        await self.turns.hand_back_unstarted()
         self._tell_of_threads(logging.INFO, "waiting for synchronous jobs that cannot be interrupted")
         await self.turns.wait_for_runs(self.settings.grace)
         self._tell_of_threads(logging.WARNING, "synchronous jobs outlast the grace, and cannot be interrupted")

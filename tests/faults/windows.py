@@ -156,7 +156,7 @@ _ASLEEP = (
     "jobq/relay/wake_up.py: or asleep: the locks end with the session, and the next leader's walk finds what has come."
 )
 _LOST = "jobq/relay/push.py: the next leader's walk looks everywhere, whether or not it hears of the loss."
-_FETCHING = "jobq/worker/turns.py: or no answer: the entries are in the working list, and are adopted or swept."
+_FETCHING = "jobq/worker/fetching.py: or no answer: the entries are in the working list, and are adopted or swept."
 _READ = "jobq/worker/turns.py: or before the first line of a run: swept, and counted like one that had started."
 _ADOPTING = "jobq/worker/turns.py: they are in the working list, and are swept."
 _UNPARKED = "jobq/worker/turns.py: or no answer: what came to the working list is adopted or swept."

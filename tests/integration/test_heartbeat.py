@@ -105,7 +105,7 @@ async def test_whatever_a_process_owns_is_listed_until_redis_has_confirmed_its_e
     assert await bench.broker.known("default", [job_id]) == [1]
     counted.gate.open.set()
     if stage is fetched:
-        worker.turns._release_unstarted()
+        await worker.turns._release_unstarted()
     await until(lambda: not worker.turns.runs, "the run ended")
     await settled(worker)
     assert worker.owned.listed("default") == []

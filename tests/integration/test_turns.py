@@ -409,7 +409,7 @@ async def test_no_entry_is_lost_when_an_idle_worker_is_interrupted_again_and_aga
         await bench.commit_and_relay(note, number)
         idle.cancel()
         await asyncio.gather(idle, return_exceptions=True)
-        worker.turns._release_unstarted()
+        await worker.turns._release_unstarted()
     await settled(worker)
     while await bench.ready():
         await turn(worker)
@@ -679,7 +679,7 @@ async def test_what_was_fetched_ahead_goes_back_when_the_worker_stops(bench: Ben
     await started(worker)
     await started(worker)
 
-    worker.turns.hand_back_unstarted()
+    await worker.turns.hand_back_unstarted()
     await settled(worker)
 
     assert len(await bench.ready()) == 50
@@ -723,7 +723,7 @@ async def test_entries_that_turn_up_while_the_worker_stops_go_back(bench: Bench)
     assert fetched is not None
 
     worker.orders.stopping.set()
-    worker.turns.hand_back_unstarted()
+    await worker.turns.hand_back_unstarted()
     await worker.turns.adopt("default", fetched.entries)
     await settled(worker)
 
