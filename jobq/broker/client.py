@@ -73,6 +73,8 @@ TROUBLE: tuple[type[Exception], ...] = (*UNAVAILABLE, ResponseError)
 CALL_TIMEOUT_S = 5.0
 """Longest wait for one reply; then the connection is dropped and the outcome is unknown."""
 SYNC_TIMEOUT_S = 3.0
+_AS_THEY_COME = ("EVALSHA", "BLPOP")
+"""Commands that every job waits for, and whose replies need no reading by redis-py."""
 
 
 class _Packing:
@@ -97,14 +99,41 @@ class _Client(redis.asyncio.Redis):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.connection_pool.connection_class = _packing(self.connection_pool.connection_class)  # type: ignore[arg-type]
+        self._kept: list[Any] = []
+        """Connections of the pool that wait for the next of _AS_THEY_COME."""
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
+            if args[0] in _AS_THEY_COME:
+                return await self._send(args)
             return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except _DEMOTED:
             # Its idle connections lead to the same server; a new one leads to where the URL leads now.
+            while self._kept:
+                await self.connection_pool.release(self._kept.pop())
             await self.connection_pool.disconnect(inuse_connections=False)
             raise
+
+    async def _send(self, command: Sequence[Any]) -> Any:
+        """Send a command on a connection that is kept for such. Returns the reply as it comes.
+
+        Around each command redis-py counts, times and hands connections to and fro: longer than most of ours take.
+        """
+        connection = self._kept.pop() if self._kept else await self.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+        try:
+            await self.connection_pool.ensure_connection(connection)
+            await connection.send_packed_command(connection.pack_command(*command), check_health=False)
+            reply = await connection.read_response()
+        except ResponseError:
+            self._kept.append(connection)
+            raise
+        except BaseException:
+            # Its reply may still come, or nothing any more.
+            await connection.disconnect(nowait=True)
+            await self.connection_pool.release(connection)
+            raise
+        self._kept.append(connection)
+        return reply
 
     async def taken(self, lists: Sequence[str], *, within_s: float) -> set[str]:
         """Take an element of one list, as BLPOP does. Returns the list that lost one."""

@@ -245,8 +245,12 @@ class Broker:
         return {name.decode() for name in names if _QUEUE.fullmatch(name)}
 
     async def _run(self, name: str, queue: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
-        async with self._careful(queue, keys):
-            return await script(name).run(self.client, keys, args)
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                return await script(name).run(self.client, keys, args)
+        except ResponseError as error:
+            await self._mend_wrong_types(error, queue, keys)
+            raise
 
     @asynccontextmanager
     async def _careful(self, queue: str | None, names: Sequence[str] = ()) -> AsyncIterator[None]:
@@ -255,11 +259,14 @@ class Broker:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 yield
         except ResponseError as error:
-            if _is_wrong_type(error) and queue is not None:
-                await self.mend(queue, names)
-            elif _is_wrong_type(error):
-                await self.client.delete(queue_names(self.database_id))
+            await self._mend_wrong_types(error, queue, names)
             raise
+
+    async def _mend_wrong_types(self, error: ResponseError, queue: str | None, names: Sequence[str]) -> None:
+        if _is_wrong_type(error) and queue is not None:
+            await self.mend(queue, names)
+        elif _is_wrong_type(error):
+            await self.client.delete(queue_names(self.database_id))
 
 
 def beat(

@@ -5,8 +5,6 @@ Invariant: a bell carries nothing, so that a wait cut off at any moment loses no
 
 from __future__ import annotations
 
-import asyncio
-
 from ..broker.scripts import Broker
 from ..settings import WorkerSettings
 from .orders import Orders
@@ -31,16 +29,8 @@ class Bells:
         if self._orders.woken.is_set():
             self._orders.woken.clear()
             return
-        ring = asyncio.ensure_future(self._broker.listen(self._queues, _BELL_S))
-        woken = asyncio.ensure_future(self._orders.woken.wait())
         # Interrupted, it may have taken any bell without telling.
         self.heard = set(self._queues)
-        try:
-            await asyncio.wait({ring, woken}, timeout=_BELL_S + _ANSWER_S, return_when=asyncio.FIRST_COMPLETED)
-            if ring.done():
-                self.heard = ring.result()
-        finally:
-            woken.cancel()
-            if not ring.done():
-                ring.cancel()
-                await asyncio.gather(ring, return_exceptions=True)
+        heard = await self._orders.unless_woken(self._broker.listen(self._queues, _BELL_S), _BELL_S + _ANSWER_S)
+        if heard is not None:
+            self.heard = heard

@@ -285,7 +285,7 @@ class Turns:
     def _end_run(self, task: asyncio.Task[Attempt | None]) -> None:
         self.runs.discard(task)
         self._is_alone = False
-        self._orders.woken.set()
+        self._orders.wake()
 
     def _park(self, holding: Holding, job: Job) -> None:
         fields = {"job": str(job.id), "task": job.task, "queue": holding.queue}
@@ -349,7 +349,7 @@ class Turns:
             return False
         self._adopted.extend(holdings)
         if holdings:
-            self._orders.woken.set()
+            self._orders.wake()
         return bool(holdings)
 
     async def lose(self, queue: str, raws: list[bytes]) -> None:
