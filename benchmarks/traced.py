@@ -33,7 +33,7 @@ PUSHED, FETCHED, READ, STARTED = b"p", b"f", b"r", b"s"
 
 def trace(send: Any) -> None:
     """Have this process send stamps."""
-    push, fetch, read = Broker.push, Broker.fetch, settle.read
+    push, read = Broker.push, settle.read
     fetched: dict[bytes, int] = {}
     has_read: dict[bytes, int] = {}
 
@@ -42,11 +42,14 @@ def trace(send: Any) -> None:
             send(message(PUSHED, map(_id_of, entries), time.monotonic_ns()))
         return await push(self, queue, entries, **options)
 
-    async def stamped_fetch(self: Broker, *args: Any, **options: Any) -> Any:
-        answer = await fetch(self, *args, **options)
-        if answer is not None:
-            fetched.update(dict.fromkeys(map(_id_of, answer.entries), time.monotonic_ns()))
-        return answer
+    def stamped(fetch: Any) -> Any:
+        async def stamped_fetch(*args: Any, **options: Any) -> Any:
+            answer = await fetch(*args, **options)
+            if answer is not None:
+                fetched.update(dict.fromkeys(map(_id_of, answer.entries), time.monotonic_ns()))
+            return answer
+
+        return stamped_fetch
 
     async def stamped_read(tx: Any, schema: str, ids: Iterable[UUID]) -> Any:
         ids = list(ids)
@@ -63,7 +66,8 @@ def trace(send: Any) -> None:
         fetched.clear()
         has_read.clear()
 
-    Broker.push, Broker.fetch, settle.read = stamped_push, stamped_fetch, stamped_read  # type: ignore[method-assign]
+    Broker.push, settle.read = stamped_push, stamped_read  # type: ignore[method-assign]
+    Broker.fetch, Broker.fetch_at_bell = stamped(Broker.fetch), stamped(Broker.fetch_at_bell)  # type: ignore[method-assign]
     app.note_start = note_start
 
 

@@ -108,27 +108,35 @@ class _Client(redis.asyncio.Redis):
                 return await self._send(args)
             return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except _DEMOTED:
-            # Its idle connections lead to the same server; a new one leads to where the URL leads now.
-            while self._kept:
-                await self.connection_pool.release(self._kept.pop())
-            await self.connection_pool.disconnect(inuse_connections=False)
+            await self._leave_server()
             raise
 
-    async def _send(self, command: Sequence[Any]) -> Any:
-        """Send a command on a connection that is kept for such. Returns the reply as it comes.
+    async def _leave_server(self) -> None:
+        """Its idle connections lead to the same server; a new one leads to where the URL leads now."""
+        while self._kept:
+            await self.connection_pool.release(self._kept.pop())
+        await self.connection_pool.disconnect(inuse_connections=False)
+
+    async def _send(self, *commands: Sequence[Any]) -> Any:
+        """Send commands at once on a connection that is kept for such. Returns the last reply, as it comes.
 
         Around each command redis-py counts, times and hands connections to and fro: longer than most of ours take.
         """
         connection = self._kept.pop() if self._kept else await self.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+        is_last = False
         try:
             await self.connection_pool.ensure_connection(connection)
-            await connection.send_packed_command(connection.pack_command(*command), check_health=False)
+            packed = [part for command in commands for part in connection.pack_command(*command)]
+            await connection.send_packed_command(packed, check_health=False)
+            for _ in commands[1:]:
+                await connection.read_response()
+            is_last = True
             reply = await connection.read_response()
-        except ResponseError:
-            self._kept.append(connection)
-            raise
-        except BaseException:
-            # Its reply may still come, or nothing any more.
+        except BaseException as error:
+            if is_last and isinstance(error, ResponseError):
+                self._kept.append(connection)
+                raise
+            # A reply may still come, or nothing any more.
             await connection.disconnect(nowait=True)
             await self.connection_pool.release(connection)
             raise
@@ -139,6 +147,14 @@ class _Client(redis.asyncio.Redis):
         """Take an element of one list, as BLPOP does. Returns the list that lost one."""
         popped: Any = await self.blpop(list(lists), timeout=within_s)
         return set() if popped is None else {popped[0].decode()}
+
+    async def sent_at_bell(self, bell: str, command: Sequence[Any], *, within_s: float) -> Any:
+        """Send a command behind a wait for an element of a list. Returns its reply, whether or not one came."""
+        try:
+            return await self._send(("BLPOP", bell, within_s), command)
+        except _DEMOTED:
+            await self._leave_server()
+            raise
 
     async def masters(self) -> dict[str, AsyncClient]:
         """Who takes writes, by a name for people; empty where the URL says it."""

@@ -129,6 +129,11 @@ class AsyncCluster(redis.asyncio.Redis):
                 taken.add(end[0].decode())
         return taken
 
+    async def sent_at_bell(self, bell: str, command: Sequence[Any], *, within_s: float) -> Any:
+        """Send a command after a wait for an element of a list. Returns its reply, whether or not one came."""
+        await self.taken([bell], within_s=within_s)
+        return await self.execute_command(*command)
+
     async def masters(self) -> dict[str, Any]:
         """A client for each node that has slots, by a name for people."""
         asked = self._nodes.find(None)

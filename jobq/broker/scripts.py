@@ -79,9 +79,13 @@ class Script:
     async def run(self, client: AsyncClient, keys: Sequence[str], args: Iterable[Any]) -> Any:
         words = [*keys, *args]
         try:
-            return await client.evalsha(self.sha, len(keys), *words)
+            return await client.execute_command(*self.command(words, keys=len(keys)))
         except NoScriptError:
             return await client.eval(self.source, len(keys), *words)
+
+    def command(self, words: Iterable[Any], *, keys: int) -> tuple[Any, ...]:
+        """How Redis is asked to run it; the first `keys` of the words are keys."""
+        return ("EVALSHA", self.sha, keys, *words)
 
     def run_sync(self, client: redis.Redis, keys: Sequence[str], args: Iterable[Any]) -> Any:
         words = [*keys, *args]
@@ -131,10 +135,23 @@ class Broker:
 
     async def fetch(self, queue: str, worker: str, count: int) -> Fetched | None:
         """Take up to `count` entries; None for a worker that is fenced. See fetch.lua."""
+        return _fetched(await self._run("fetch", queue, self._fetch_names(queue, worker), [worker, count]))
+
+    async def fetch_at_bell(self, queue: str, worker: str, count: int, wait_s: float) -> Fetched | None:
+        """The same after a wait for the queue's bell, in one round trip. Fetches also when no bell came."""
+        names = self._fetch_names(queue, worker)
+        fetch = script("fetch").command([*names, worker, count], keys=len(names))
+        try:
+            return _fetched(await self.client.sent_at_bell(self.keys(queue).bell, fetch, within_s=wait_s))
+        except NoScriptError:
+            return await self.fetch(queue, worker, count)
+        except ResponseError as error:
+            await self._mend_wrong_types(error, queue, names)
+            raise
+
+    def _fetch_names(self, queue: str, worker: str) -> list[str]:
         keys = self.keys(queue)
-        names = [keys.known, keys.beats, keys.bell, keys.stats, keys.working(worker), *keys.ready]
-        reply = await self._run("fetch", queue, names, [worker, count])
-        return None if reply[0] < 0 else Fetched(reply[1:], reply[0])
+        return [keys.known, keys.beats, keys.bell, keys.stats, keys.working(worker), *keys.ready]
 
     async def ack(self, queue: str, worker: str, entries: Sequence[Entry | bytes], counter: str = "acked") -> int:
         """Forget settled entries, after their commit. See ack.lua."""
@@ -294,6 +311,10 @@ def beat(
         lists.append(reply[at + 1 : at + 1 + reply[at]])
         at += 1 + reply[at]
     return Beat(bool(reply[0]), *lists)
+
+
+def _fetched(reply: Any) -> Fetched | None:
+    return None if reply[0] < 0 else Fetched(reply[1:], reply[0])
 
 
 def _generation(value: bytes | None) -> int:

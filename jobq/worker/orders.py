@@ -1,15 +1,17 @@
 """What a worker is told from outside: to be quiet, to stop, to hurry.
 
-Invariant: an order is never taken back. No I/O. Given by cli and recycling. Read by worker, turns and checks.
+Invariant: an order is never taken back. No I/O. Given by cli and recycling. Read by worker, turns, fetching and checks.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TypeVar
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-T = TypeVar("T")
+
+class Woken(Exception):
+    """What was waited for was interrupted."""
 
 
 class Orders:
@@ -23,29 +25,42 @@ class Orders:
         self.hurry = asyncio.Event()
         """Hand everything back at once."""
         self.woken = asyncio.Event()
+        self._room = asyncio.Event()
         self._patience: asyncio.Timeout | None = None
 
     def wake(self) -> None:
         """Look up from whatever is waited for."""
         self.woken.set()
+        self._room.set()
         if self._patience is not None:
             self._patience.reschedule(0)
 
+    def note_room(self) -> None:
+        """A run has ended: look up from `wait`, but from no bell."""
+        self._room.set()
+
     async def wait(self, seconds: float) -> None:
-        """Wait to be woken, `seconds` at most."""
-        self.woken.clear()
+        """Wait to be woken or for room, `seconds` at most."""
+        self._room.clear()
         try:
             async with asyncio.timeout(seconds):
-                await self.woken.wait()
+                await self._room.wait()
         except TimeoutError:
             pass
 
-    async def unless_woken(self, call: Awaitable[T], seconds: float) -> T | None:
-        """What the call returns; None if it was interrupted, by a wake-up or after `seconds`. One at a time."""
+    @asynccontextmanager
+    async def unless_woken(self, seconds: float) -> AsyncIterator[None]:
+        """Break what is inside off as soon as there is a wake-up, or one since the last time, or after `seconds`.
+
+        Raises Woken then. One at a time.
+        """
+        if self.woken.is_set():
+            self.woken.clear()
+            raise Woken
         try:
             async with asyncio.timeout(seconds) as self._patience:
-                return await call
+                yield
         except TimeoutError:
-            return None
+            raise Woken from None
         finally:
             self._patience = None

@@ -5,8 +5,7 @@
 2. `read` reads their rows on the primary: a row that is gone or has moved on is never run, whatever Redis says.
 3. `start` runs them; a job that killed its worker before runs with nothing beside it.
 
-Called by worker and, with its findings, by the heartbeat. Calls broker, outbox.settle, shares, bells, executor
-and settler.
+Called by worker and, with its findings, by the heartbeat. Calls fetching, broker, outbox.settle, executor and settler.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ from ..outbox.settle import Reschedule
 from ..run import Completion
 from ..settings import CRASHES_BEFORE_ALONE, WorkerSettings
 from .attempt import Attempt
-from .bells import Bells
 from .executor import Executor
 from .fetching import Fetching
 from .heartbeat import Heartbeat
@@ -97,8 +95,7 @@ class Turns:
         """A job that waits to run alone. Only one: what stands in the working list beside it would die with it."""
         self._is_alone = False
         self._told_unknown: set[str] = set()
-        self._bells = Bells(broker, settings, orders)
-        self.fetching = Fetching(settings, worker, broker=broker, owned=owned, bells=self._bells)
+        self.fetching = Fetching(settings, worker, broker=broker, owned=owned, orders=orders)
         self._short_of_threads_at: float | None = None
         self.redis_outage = Outage("redis", "worker")
         self.database_outage = Outage("postgresql", "worker")
@@ -112,8 +109,8 @@ class Turns:
         elif self._suspect is not None and len(self._owned) == 1 and self._may_start:
             suspect, self._suspect = self._suspect, None
             await self._run_alone(suspect)
-        elif not self._orders.stopping.is_set():
-            await self._idle(has_looked=can_fetch)
+        elif not self._orders.stopping.is_set() and (holdings := await self._idle(has_looked=can_fetch)):
+            await self._start_batch(holdings, await self._read(holdings))
 
     async def take_until_stopped(self) -> None:
         """Turn after turn; whatever breaks one, the next comes."""
@@ -285,7 +282,7 @@ class Turns:
     def _end_run(self, task: asyncio.Task[Attempt | None]) -> None:
         self.runs.discard(task)
         self._is_alone = False
-        self._orders.wake()
+        self._orders.note_room()
 
     def _park(self, holding: Holding, job: Job) -> None:
         fields = {"job": str(job.id), "task": job.task, "queue": holding.queue}
@@ -295,13 +292,14 @@ class Turns:
         log.log(level, "no such task in this worker, parked until one comes that has it", extra={"fields": fields})
         self._settler.park(holding, job.task)
 
-    async def _idle(self, *, has_looked: bool) -> None:
-        """Wait for something to do: the bell, the end of a run, or a word from the heartbeat."""
+    async def _idle(self, *, has_looked: bool) -> list[Holding]:
+        """Wait for something to do: the bell, the end of a run, or a word from the heartbeat. May bring entries."""
         if not self._may_fetch() or self.fetching.is_fenced:
             self._note_short_threads()
             await self._orders.wait(_LOOK_UP_S)
         elif has_looked:
-            await self._bells.listen()
+            return await self.fetching.wait(self._room())
+        return []
 
     def _note_short_threads(self) -> None:
         """Say so once when jobs that wait for a thread have kept asynchronous ones from running for a while."""

@@ -24,7 +24,7 @@ import pytest
 from jobq.broker import client, scripts
 from jobq.outbox import database, follow, line, patience, settle
 from jobq.relay import relay, walk
-from jobq.worker import bells, sweeper, worker
+from jobq.worker import fetching, sweeper, worker
 from tests.faults.proxy import Fault, Proxy
 from tests.faults.world import KINDS, LONGEST_S, World, open_world
 from tests.waiting import until
@@ -88,14 +88,14 @@ def short_patience(store: Store) -> Iterator[float]:
             patch.setattr(scripts, "CALL_TIMEOUT_S", answer_s)
             patch.setattr(client, "CALL_TIMEOUT_S", answer_s)
             patch.setattr(client, "SYNC_TIMEOUT_S", answer_s)
-            patch.setattr(bells, "_ANSWER_S", answer_s)
+            patch.setattr(fetching, "_ANSWER_S", answer_s)
         else:
             patch.setattr(follow, "ANSWER_TIMEOUT_S", answer_s)
             patch.setattr(line, "DEADLINE_S", 1.5 * answer_s)  # it may have to connect
             patch.setattr(database, "_CONNECT_TIMEOUT_S", answer_s)
             patch.setattr(settle, "LOCK_TIMEOUT_MS", round(1000 * answer_s / 4))
             patch.setattr(patience, "ANSWER_TIMEOUT_S", answer_s)
-        patch.setattr(bells, "_BELL_S", answer_s / 4)
+        patch.setattr(fetching, "_BELL_S", answer_s / 4)
         patch.setattr(sweeper, "SWEEP_EVERY_S", 0.1)
         patch.setattr(worker, "SWEEP_EVERY_S", 0.1)
         patch.setattr(relay, "_ANNOUNCE_EVERY_S", 0.2)

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from jobq import Context, RetryPolicy, embedded
 from jobq.broker.client import connect_sync
 from jobq.broker.scripts import beat
+from jobq.model import Entry
 from jobq.relay.leadership import Relay
 from jobq.settings import RelaySettings, WorkerSettings
 from jobq.worker.worker import Worker
@@ -106,11 +107,12 @@ class Deaths:
         self._redis_url = redis_url
         self._numbers = itertools.count()
 
-    async def fetch_and_die(self) -> None:
-        broker, name = self._bench.broker, f"dead-{next(self._numbers)}"
+    def fetch_and_die(self, job_id: UUID) -> None:
+        """Put the job into a dead worker's hands. By hand: a live one that waits for the bell fetches it first."""
+        keys, name = self._bench.broker.keys("default"), f"dead-{next(self._numbers)}"
         with connect_sync(self._redis_url) as client:
-            beat(client, broker.keys("default"), name, counter=1, info="{}", owned=[], put_back=[])
-        await broker.fetch("default", name, 1)
+            beat(client, keys, name, counter=1, info="{}", owned=[], put_back=[])
+            client.rpush(keys.working(name), Entry.of(job_id, 1, 2).raw)
 
 
 @pytest.mark.parametrize("part", SESSIONS)
@@ -127,7 +129,7 @@ async def test_sessions_of_any_kind_may_be_ended_again_and_again(
             nonlocal struck
             await our.order()
             if part == "sweep":
-                await deaths.fetch_and_die()
+                deaths.fetch_and_die(our.booked[-1])
             struck += await our.bench.db.fetchval(END, SESSIONS[part])
             return struck >= STRIKES
 

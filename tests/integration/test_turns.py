@@ -380,7 +380,7 @@ async def test_a_fenced_worker_fetches_nothing_until_it_has_beaten_again(
 async def test_an_idle_worker_is_woken_by_the_bell_and_never_blocks_on_a_queue(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobq.worker.bells._BELL_S", 3600.0)
+    monkeypatch.setattr("jobq.worker.fetching._BELL_S", 3600.0)
     note, runs = note_runs(bench.app)
     worker = await bench.worker()
     idle = asyncio.create_task(worker.turns.step())

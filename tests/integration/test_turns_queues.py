@@ -176,7 +176,7 @@ async def test_a_dedicated_worker_keeps_its_queue_moving_whatever_fills_the_othe
 @pytest.fixture
 def no_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers wait for their bells, and look at nothing by themselves."""
-    monkeypatch.setattr("jobq.worker.bells._BELL_S", 3600.0)
+    monkeypatch.setattr("jobq.worker.fetching._BELL_S", 3600.0)
 
 
 @pytest.mark.parametrize("order", [{"weights": WEIGHTS}, {"strict": True}], ids=["weights", "strict"])
@@ -206,7 +206,7 @@ async def test_a_bell_that_a_busy_worker_took_wakes_another_one(bench: Bench, no
     await turn(busy)
     assert starts == ["a"], "in strict order it had no slot for b"
 
-    await asyncio.wait_for(idle.turns._bells.listen(), 10)
+    await asyncio.wait_for(idle.turns.fetching._broker.listen(("b",), 10), 10)
     await turn(idle)
     assert starts == ["a", "b"]
 

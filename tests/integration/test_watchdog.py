@@ -40,7 +40,7 @@ async def bench(shared_database_url: str, redis_url: str) -> AsyncIterator[Bench
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turns that find nothing, and pauses in an outage, are much shorter than what these tests call frozen."""
-    monkeypatch.setattr("jobq.worker.bells._BELL_S", 0.1)
+    monkeypatch.setattr("jobq.worker.fetching._BELL_S", 0.1)
     monkeypatch.setattr("jobq.outage._LONGEST_PAUSE_S", 0.1)
 
 

@@ -238,7 +238,7 @@ async def blocked_clients(bench: Bench) -> list[dict[str, str]]:
 
 
 async def test_an_idle_worker_stops_without_waiting_for_the_bell(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobq.worker.bells._BELL_S", 3600.0)
+    monkeypatch.setattr("jobq.worker.fetching._BELL_S", 3600.0)
     worker = a_worker(bench)
     async with running(worker) as run:
         await until(lambda: is_blocked(bench), "it waits for the bell")
