@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
@@ -12,7 +13,7 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 
-from jobq.cli import cli
+from jobq.cli import cli, serving
 from jobq.cli.failures import ExitCode
 from jobq.model import new_job_id
 from tests.commands import Commands, Process, started
@@ -392,3 +393,17 @@ async def test_redis_that_evicts_is_said_loudly_at_the_start(start, redis_url):
         finally:
             client.config_set("maxmemory-policy", "noeviction")
             client.config_set("maxmemory", "0")
+
+
+@pytest.mark.parametrize("chosen", [None, (5_000, 20, 20)])
+def test_a_process_that_serves_looks_for_garbage_seldom_unless_the_application_chose_how_often(chosen):
+    before = gc.get_threshold()
+    try:
+        if chosen is not None:
+            gc.set_threshold(*chosen)
+        serving._collect_garbage_less_often()
+        assert gc.get_threshold() == (chosen or (10_000, *before[1:]))
+        assert (gc.get_freeze_count() > 0) == (chosen is None)
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()

@@ -144,6 +144,7 @@ async def test_a_key_of_a_wrong_type_is_removed_and_the_relay_made_to_rebuild_th
             for call in (
                 lambda: broker.push(QUEUE, [entry(B)], expected="*", token="r:2"),
                 lambda: broker.fetch(QUEUE, "w", 5),
+                lambda: broker.fetch_at_bell(QUEUE, "w", 5, 0.01),
                 lambda: broker.ack(QUEUE, "w", raw(entry(A))),
                 lambda: broker.release(QUEUE, "w", raw(entry(A))),
                 lambda: broker.park(QUEUE, "w", "mail", raw(entry(A))),

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from jobq.broker.client import ResponseError
 from jobq.broker.scripts import Broker, Fetched, Pushed, Unparked
 from tests.redis_state import QUEUE, A, B, C, D, entry, everything, open_broker, raw, seed
 
@@ -163,6 +164,60 @@ async def test_fetch_by_a_worker_without_a_heartbeat_is_fenced(broker: Broker) -
 
     assert await broker.fetch(QUEUE, "w", 5) is None
     assert await everything(broker) == seeded | {"stats": {"fenced": "1"}}
+
+
+async def test_a_fetch_behind_the_bell_takes_one_ring_and_fetches(broker: Broker) -> None:
+    await seed(broker, {"known": {A: "1"}, "beats": {"w": "1"}, "ready:2": [entry(A)], "bell": ["1"]})
+
+    fetched = await broker.fetch_at_bell(QUEUE, "w", 5, 60.0)
+
+    assert fetched == Fetched(raw(entry(A)), 0)
+    assert await everything(broker) == {
+        "known": {A: "1"},
+        "beats": {"w": "1"},
+        "working:w": [entry(A)],
+        "stats": {"fetched": "1"},
+    }
+
+
+async def test_a_fetch_behind_a_bell_that_nobody_rang_fetches_when_its_time_is_over(broker: Broker) -> None:
+    await seed(broker, {"known": {A: "1"}, "beats": {"w": "1"}, "ready:2": [entry(A)]})
+
+    assert await broker.fetch_at_bell(QUEUE, "w", 5, 0.01) == Fetched(raw(entry(A)), 0)
+
+
+async def test_a_fetch_behind_the_bell_of_a_worker_without_a_heartbeat_is_fenced(broker: Broker) -> None:
+    await seed(broker, {"known": {A: "1"}, "ready:2": [entry(A)], "bell": ["1"]})
+
+    assert await broker.fetch_at_bell(QUEUE, "w", 5, 60.0) is None
+
+
+async def test_a_fetch_behind_the_bell_is_loaded_where_the_server_has_lost_it(broker: Broker) -> None:
+    await seed(broker, {"known": {A: "1"}, "beats": {"w": "1"}, "ready:2": [entry(A)], "bell": ["1"]})
+    await broker.client.script_flush()
+
+    assert await broker.fetch_at_bell(QUEUE, "w", 5, 60.0) == Fetched(raw(entry(A)), 0)
+
+
+async def test_a_bell_of_a_wrong_type_that_is_waited_for_is_removed(broker: Broker) -> None:
+    await seed(broker, {"known": {A: "1"}, "beats": {"w": "1"}, "ready:2": [entry(A)], "bell": {"wrong": "type"}})
+
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await broker.fetch_at_bell(QUEUE, "w", 5, 60.0)
+
+    assert "bell" not in await everything(broker)
+
+
+async def test_a_reply_that_is_still_to_come_behind_a_refused_wait_is_not_taken_for_the_next_one(
+    broker: Broker,
+) -> None:
+    await seed(broker, {"bell": {"wrong": "type"}})
+    slow = ("BLPOP", "nothing", 0.5)
+
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await broker.client.sent_at_bell(broker.keys(QUEUE).bell, slow, within_s=60.0)
+
+    assert await broker.ack(QUEUE, "w", raw(entry(A))) == 0
 
 
 @pytest.mark.parametrize("known", [{}, {A: "2"}, {A: "01"}, {A: "x"}])

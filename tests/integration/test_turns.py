@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from jobq import JobQ
-from jobq.broker.scripts import script
+from jobq.broker.client import connect_sync
+from jobq.broker.scripts import ADOPT_TOKEN, script
 from jobq.model import Entry
 from jobq.worker.worker import Worker
 from tests.builders import Bench, Gate, any_id, entry_of, settled, started, turn
@@ -385,18 +387,68 @@ async def test_an_idle_worker_is_woken_by_the_bell_and_never_blocks_on_a_queue(
     worker = await bench.worker()
     idle = asyncio.create_task(worker.turns.step())
 
-    async def is_blocked() -> str | None:
-        clients = await bench.redis.client_list()
-        return next((client["cmd"] for client in clients if "b" in client["flags"]), None)
-
-    command = await until(is_blocked, "the idle worker blocks on something")
+    blocked = await until(lambda: blocked_client(bench), "the idle worker blocks on something")
     await bench.commit_and_relay(note, 1)
     await asyncio.wait_for(idle, 20)
-    await turn(worker)
+    await until(lambda: runs, "what was fetched behind the bell has run, without another turn")
+    await settled(worker)
 
-    assert command == "blpop"
+    assert blocked["cmd"] == "blpop"
     assert await bench.working(worker) == []
     assert runs == [1]
+
+
+async def blocked_client(bench: Bench) -> dict[str, str] | None:
+    return next((client for client in await bench.redis.client_list() if "b" in client["flags"]), None)
+
+
+async def test_the_end_of_a_run_breaks_off_no_wait_for_the_bell(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobq.worker.fetching._BELL_S", 3600.0)
+    wait_at_gate, gate = gated(bench.app)
+    worker = await bench.worker(concurrency=2)
+    await bench.commit_and_relay(wait_at_gate)
+    await started(worker)
+    worker.orders.woken.clear()
+    idle = asyncio.create_task(worker.turns.step())
+    before = await until(lambda: blocked_client(bench), "it waits for the bell")
+
+    gate.open.set()
+    await until(lambda: not worker.turns.runs, "the run ended")
+    await settled(worker)
+    after = await blocked_client(bench)
+
+    assert after is not None
+    assert after["id"] == before["id"]
+    worker.orders.wake()
+    await asyncio.wait_for(idle, 20)
+
+
+async def test_what_was_fetched_behind_a_bell_that_a_wake_up_broke_off_is_adopted(
+    bench: Bench, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobq.worker.fetching._BELL_S", 3600.0)
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    worker.orders.woken.clear()
+    entry = entry_of(await bench.row(await bench.enqueue(note, 1)))
+    keys = bench.broker.keys("default")
+    idle = asyncio.create_task(worker.turns.step())
+    await until(lambda: blocked_client(bench), "it waits for the bell")
+
+    with connect_sync(redis_url) as client:  # in one go: the worker hears nothing of it
+        names = [keys.relay, keys.known, keys.bell, keys.stats, *keys.ready]
+        script("push").run_sync(client, names, [ADOPT_TOKEN, "token", "pushed", entry])
+        worker.orders.wake()
+    await asyncio.wait_for(idle, 20)
+    fetched, owned = await bench.working(worker), len(worker.owned)
+    worker.heartbeat.step()
+    worker.heartbeat.step()
+    await until(lambda: worker.turns._adopted, "two beats found it")
+    await turn(worker)
+
+    assert (len(fetched), owned) == (1, 0)
+    assert runs == [1]
+    await bench.assert_drained()
 
 
 async def test_no_entry_is_lost_when_an_idle_worker_is_interrupted_again_and_again(bench: Bench) -> None:
@@ -614,7 +666,7 @@ def quick(app: JobQ) -> tuple[Any, list[None]]:
     return end_at_once, runs
 
 
-async def test_the_next_batch_is_fetched_while_one_is_read_where_batches_end_at_once(bench: Bench) -> None:
+async def test_the_next_batch_is_fetched_while_one_runs_where_batches_end_at_once(bench: Bench) -> None:
     task, runs = quick(bench.app)
     worker = await bench.worker(concurrency=50)
     await many(bench, task, 200)
@@ -629,6 +681,42 @@ async def test_the_next_batch_is_fetched_while_one_is_read_where_batches_end_at_
     assert done == [50, 100, 150, 200]
     assert left == [150, 50, 0, 0], "the first turn fetched one batch, the second two"
     await bench.assert_drained()
+
+
+async def test_rows_that_were_read_while_a_batch_held_the_process_up_are_read_again(bench: Bench) -> None:
+    task, runs = quick(bench.app)
+
+    @bench.app.task
+    async def hold_up() -> None:
+        time.sleep(0.02)  # noqa: ASYNC251
+
+    worker = await bench.worker(concurrency=10)
+    for kind in (task, hold_up, task):
+        await many(bench, kind, 10)
+    await started(worker)
+    await started(worker)
+    coming = worker.turns._coming
+    await until(lambda: coming is not None and coming.done(), "the last batch was read")
+
+    await bench.db.execute("DELETE FROM jobq.outbox WHERE task = $1", task.name)
+    await started(worker)
+    await settled(worker)
+
+    assert len(runs) == 10
+    assert (await bench.stats())["ghost"] == 10
+
+
+async def test_a_turn_that_breaks_leaves_nothing_of_the_next_batch_owned(bench: Bench) -> None:
+    task, runs = quick(bench.app)
+    worker = await bench.worker(concurrency=10)
+    await many(bench, task, 30)
+    await started(worker)
+    await started(worker)
+
+    await worker.turns._release_unstarted()
+    await settled(worker)
+
+    assert (len(runs), len(await bench.ready()), len(worker.owned)) == (20, 10, 0)
 
 
 async def test_nothing_is_fetched_ahead_of_jobs_that_take_their_time(bench: Bench) -> None:
