@@ -64,7 +64,11 @@ OF_REDIS = (
         name="ack-any-generation",
         breaks="A late ack makes Redis forget a newer generation.",
         edits=(
-            Edit(f"{_LUA}/ack.lua", "      if generation_of(value) <= generations[i] then\n", "      if true then\n"),
+            Edit(
+                f"{_LUA}/ack.lua",
+                "      if value == generations[i] or generation_of(value) <= tonumber(generations[i]) then\n",
+                "      if true then\n",
+            ),
         ),
         tests=("tests/integration/test_scripts.py::test_ack_of_an_old_generation_keeps_the_newer_known",),
     ),

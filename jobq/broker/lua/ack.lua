@@ -12,18 +12,21 @@ local function generation_of(value)
   return value and string.match(value, '^[1-9]%d*$') and tonumber(value) <= 2147483647 and tonumber(value) or 0
 end
 local at_a_time = 1000 -- what Lua hands to one call has a limit of some 8000
+local match, sub = string.match, string.sub
 for first = 2, #ARGV, at_a_time do
-  local ids, generations = {}, {}
+  local ids, generations, n = {}, {}, 0
   for i = first, math.min(first + at_a_time - 1, #ARGV) do
-    local id, generation, after = string.match(ARGV[i], '^(%x+):(%d+):[1-4]()')
-    if id and (after > #ARGV[i] or string.sub(ARGV[i], after, after) == ':') then
-      ids[#ids + 1], generations[#generations + 1] = id, tonumber(generation)
+    local entry = ARGV[i]
+    local id, generation, after = match(entry, '^(%x+):(%d+):[1-4]()')
+    if id and (after > #entry or sub(entry, after, after) == ':') then
+      n = n + 1
+      ids[n], generations[n] = id, generation
     end
   end
   local settled = {}
-  if #ids > 0 then
+  if n > 0 then
     for i, value in ipairs(redis.call('HMGET', KEYS[1], unpack(ids))) do
-      if generation_of(value) <= generations[i] then
+      if value == generations[i] or generation_of(value) <= tonumber(generations[i]) then
         settled[#settled + 1] = ids[i]
       end
     end

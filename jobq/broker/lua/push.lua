@@ -20,21 +20,22 @@ local function generation_of(value)
   return value and string.match(value, '^[1-9]%d*$') and tonumber(value) <= 2147483647 and tonumber(value) or 0
 end
 local at_a_time, pushed = 1000, 0 -- what Lua hands to one call has a limit of some 8000
+local match = string.match
 for first = 4, #ARGV, at_a_time do
-  local last, ids, newest = math.min(first + at_a_time - 1, #ARGV), {}, {}
-  for i = first, last do
-    ids[#ids + 1] = string.match(ARGV[i], '^%x+')
+  local ids, generations, priorities = {}, {}, {}
+  for i = first, math.min(first + at_a_time - 1, #ARGV) do
+    local n = i - first + 1
+    ids[n], generations[n], priorities[n] = match(ARGV[i], '^(%x+):(%d+):([1-4])')
   end
-  for i, value in ipairs(redis.call('HMGET', KEYS[2], unpack(ids))) do
-    newest[ids[i]] = generation_of(value)
-  end
+  local known, newest = redis.call('HMGET', KEYS[2], unpack(ids)), {}
   local lists, fields = {{}, {}, {}, {}}, {}
-  for i = first, last do
-    local id, generation, priority = string.match(ARGV[i], '^(%x+):(%d+):([1-4])')
-    if newest[id] < tonumber(generation) then
-      newest[id] = tonumber(generation)
-      table.insert(lists[tonumber(priority)], ARGV[i])
-      fields[#fields + 1], fields[#fields + 2] = id, generation
+  for i, id in ipairs(ids) do
+    local generation = tonumber(generations[i])
+    if (newest[id] or generation_of(known[i])) < generation then
+      newest[id] = generation
+      local list = lists[tonumber(priorities[i])]
+      list[#list + 1] = ARGV[first + i - 1]
+      fields[#fields + 1], fields[#fields + 2] = id, generations[i]
     end
   end
   for priority, entries in ipairs(lists) do
