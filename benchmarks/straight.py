@@ -7,12 +7,13 @@
 call), the next page being read meanwhile, while fewer than 100,000 are ready. `work` goes, in two lanes beside
 each other and each with a connection of its own: fetch BATCH entries (fetch.lua), read their rows (read.sql), delete
 them (complete.sql), ack them (ack.lua). Nothing is looked at, decoded, run, timed or logged,
-and nothing survives an error. Run by floor. Calls jobq's statements and scripts.
+no garbage is looked for, and nothing survives an error. Run by floor. Calls jobq's statements and scripts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 from typing import Any
@@ -109,4 +110,5 @@ _SCRIPTS = {name: Script(name) for name in ("push", "fetch", "ack")}
 _page, _read, _complete = Statement("page"), Statement("read"), Statement("complete")
 
 if __name__ == "__main__":
+    gc.disable()
     uvloop.run(main())
