@@ -12,6 +12,7 @@ import datetime
 import logging
 import platform
 import shlex
+import signal
 import sys
 import time
 import traceback
@@ -23,11 +24,14 @@ from jobq import embedded
 
 from . import cpu, plots, results, suite, targets
 from .figures import Figure, Measure, Samples
+from .peers import table as peers
 from .results import Line
 from .stage import ROOT, Stage
 
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "benchmarks" / "README.md"
+_TABLES: dict[str, results.Table] = {"peers": peers.table}
+"""Of groups that have one of their own."""
 _LONGEST_RUN_S = 1_800.0
 
 
@@ -42,15 +46,21 @@ def main() -> None:
     except suite.UnknownMeasure as unknown:
         parser.error(f"no measure is called {str(unknown)!r}; there are {', '.join(m.name for m in there)}")
     logging.getLogger("jobq").setLevel(logging.ERROR)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what ends the processes of other sessions has to run
     figures: dict[str, Figure] = {}
+    failures: dict[str, str] = {}
     with embedded.start(durable=True) as servers:
         stage = Stage(servers, jobs=options.jobs)
         circumstances = asyncio.run(_circumstances(stage))
         _say(f"{circumstances['cores']} cores ({circumstances['cpu']}), {_versions(circumstances)}")
         try:
-            failures = _run_all(stage, chosen, options.repeat, figures)
+            _run_all(stage, chosen, options.repeat, figures, failures)
         finally:
-            _leave(figures, circumstances, options.results, [measure.name for measure in there])
+            new = [results.line(figure, circumstances) for figure in figures.values()]
+            order = [measure.name for measure in there]
+            found = {results.measure_of(name, order) for name in figures}
+            new += [results.failure(name, failures[name], circumstances) for name in failures if name not in found]
+            _leave(new, options.results, order)
     sys.exit(1 if failures else 0)
 
 
@@ -69,15 +79,16 @@ def _parsed() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     return parser, parser.parse_args()
 
 
-def _run_all(stage: Stage, measures: Sequence[Measure], repeat: int, figures: dict[str, Figure]) -> int:
-    """Run all rounds; returns how many runs failed. One that fails takes no other with it."""
-    failures = 0
+def _run_all(
+    stage: Stage, measures: Sequence[Measure], repeat: int, figures: dict[str, Figure], failures: dict[str, str]
+) -> None:
+    """Run all rounds. A run that fails leaves its reason, and takes no other with it."""
     for number, measure in suite.rounds(measures, repeat):
         began_at = time.monotonic()
         try:
             samples, others_cpu = asyncio.run(_run(stage, measure))
-        except Exception:
-            failures += 1
+        except Exception as error:
+            failures[measure.name] = f"{type(error).__name__}: {error}"
             traceback.print_exc()
             _say(f"run {number} of {measure.name} failed")
             continue
@@ -85,7 +96,6 @@ def _run_all(stage: Stage, measures: Sequence[Measure], repeat: int, figures: di
         took_s = time.monotonic() - began_at
         of = f"{number}/{measure.repeat or repeat}"
         _say(f"{of:>5} {measure.name:24} {_told(measure, samples)}  ({took_s:.0f} s, others {others_cpu:.0%} CPU)")
-    return failures
 
 
 async def _run(stage: Stage, measure: Measure) -> tuple[Samples, float]:
@@ -96,18 +106,19 @@ async def _run(stage: Stage, measure: Measure) -> tuple[Samples, float]:
         return samples, stage.cpu().since(before).others_share
 
 
-def _leave(figures: dict[str, Figure], circumstances: Line, directory: Path, order: Sequence[str]) -> None:
+def _leave(new: Sequence[Line], directory: Path, order: Sequence[str]) -> None:
     """Write results, and say them."""
-    new = [results.line(figure, circumstances) for figure in figures.values()]
     if not new:
         return
     lines = results.merged(results.read(directory), new, order)
-    results.write(directory, lines)
+    results.write(directory, lines, _TABLES)
     for group in results.groups(new):
-        if plots.can_plot():
-            plots.plot(directory / f"{group}.svg", results.of_group(lines, group))
-        _say(f"\n## {group}\n\n{results.table(results.of_group(new, group))}")
-    if verdicts := targets.verdicts({line["name"]: line for line in new}):
+        of_group = results.of_group(lines, group)
+        plotted = peers.rates(of_group) if group == "peers" else [line for line in of_group if "median" in line]
+        if plots.can_plot() and plotted:
+            plots.plot(directory / f"{group}.svg", plotted)
+        _say(f"\n## {group}\n\n{_TABLES.get(group, results.table)(results.of_group(new, group))}")
+    if verdicts := targets.verdicts({line["name"]: line for line in new if "median" in line}):
         _say(f"## targets\n\n{results.verdict_table(verdicts)}")
     if not plots.can_plot():
         _say("No plots: matplotlib is not installed (pip install jobq[bench]).")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +16,9 @@ from .targets import Verdict
 
 Line: TypeAlias = dict[str, Any]
 """One figure as it is kept: name, unit, statistics, samples, and where, when and with what it was measured."""
+
+Table: TypeAlias = Callable[[Sequence[Line]], str]
+"""A group's lines in Markdown."""
 
 PERCENTS = (50, 99, 99.9)
 _SIGNIFICANT = 6
@@ -34,12 +37,17 @@ def line(figure: Figure, circumstances: Line) -> Line:
     return kept | {"runs": len(figure.others_cpu), "others_cpu": max(map(_rounded, figure.others_cpu))} | circumstances
 
 
+def failure(measure: str, reason: str, circumstances: Line) -> Line:
+    """What is kept of a measure that yielded nothing."""
+    return {"name": measure, "failed": reason} | circumstances
+
+
 def merged(before: Sequence[Line], new: Sequence[Line], order: Sequence[str]) -> list[Line]:
     """The lines before without those of the measures that `new` is of, and `new`, in the order of the measures."""
-    measured = {_measure_of(line["name"], order) for line in new}
-    kept = [line for line in before if _measure_of(line["name"], order) not in measured]
+    measured = {measure_of(line["name"], order) for line in new}
+    kept = [line for line in before if measure_of(line["name"], order) not in measured]
     places = {name: place for place, name in enumerate(order)}
-    return sorted([*kept, *new], key=lambda line: places.get(_measure_of(line["name"], order), len(places)))
+    return sorted([*kept, *new], key=lambda line: places.get(measure_of(line["name"], order), len(places)))
 
 
 def read(directory: Path) -> list[Line]:
@@ -47,12 +55,12 @@ def read(directory: Path) -> list[Line]:
     return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
 
 
-def write(directory: Path, lines: Sequence[Line]) -> None:
-    """Write all lines, and the table of each group."""
+def write(directory: Path, lines: Sequence[Line], tables: Mapping[str, Table] | None = None) -> None:
+    """Write all lines, and the table of each group: as its own `tables` has it, or as all others."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "figures.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for group in groups(lines):
-        (directory / f"{group}.md").write_text(table(of_group(lines, group)))
+        (directory / f"{group}.md").write_text((tables or {}).get(group, table)(of_group(lines, group)))
 
 
 def groups(lines: Iterable[Line]) -> list[str]:
@@ -65,7 +73,7 @@ def of_group(lines: Iterable[Line], group: str) -> list[Line]:
 
 def table(lines: Sequence[Line]) -> str:
     """A group in Markdown: figures with one sample a run, then distributions, then where they were measured."""
-    plain = [line for line in lines if "count" not in line]
+    plain = [line for line in lines if "samples" in line]
     spread = [line for line in lines if "count" in line]
     rows: list[str] = []
     if plain:
@@ -84,7 +92,27 @@ def table(lines: Sequence[Line]) -> str:
             for line in spread
         ]
         rows.append("")
-    return "\n".join([*rows, *_notes(lines), ""])
+    return "\n".join([*rows, *failures(lines), *notes([*plain, *spread]), ""])
+
+
+def failures(lines: Sequence[Line]) -> list[str]:
+    """Who could not be measured, and why, in Markdown."""
+    failed = [line for line in lines if "failed" in line]
+    found = [f"- `{line['name'].partition('/')[2]}` could not be measured: {line['failed']}" for line in failed]
+    return [*found, ""] if found else []
+
+
+def notes(lines: Sequence[Line]) -> list[str]:
+    """Where, when and with what figures were measured, once for all that share it."""
+    said: dict[str, list[str]] = {}
+    for line in lines:
+        versions = ", ".join(f"{name} {version}" for name, version in line["versions"].items())
+        machine = f"{line['cores']} cores ({line['cpu']})"
+        note = f"{line['date']}, {line['runs']} runs, {machine}. {versions}. `{line['command']}`"
+        said.setdefault(note, []).append(line["name"].partition("/")[2])
+    if len(said) == 1:
+        return list(said)
+    return [f"- {note} ({', '.join(f'`{name}`' for name in names)})" for note, names in said.items()]
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> str:
@@ -122,20 +150,7 @@ def _title(line: Line) -> str:
     return f"`{name}`: {line['about']}" if line["about"] else f"`{name}`"
 
 
-def _notes(lines: Sequence[Line]) -> list[str]:
-    """Where, when and with what, once for all lines that share it."""
-    said: dict[str, list[str]] = {}
-    for line in lines:
-        versions = ", ".join(f"{name} {version}" for name, version in line["versions"].items())
-        machine = f"{line['cores']} cores ({line['cpu']})"
-        note = f"{line['date']}, {line['runs']} runs, {machine}. {versions}. `{line['command']}`"
-        said.setdefault(note, []).append(line["name"].partition("/")[2])
-    if len(said) == 1:
-        return list(said)
-    return [f"- {note} ({', '.join(f'`{name}`' for name in names)})" for note, names in said.items()]
-
-
-def _measure_of(name: str, order: Sequence[str]) -> str:
+def measure_of(name: str, order: Sequence[str]) -> str:
     """The measure that a figure is of: the longest name that it begins with."""
     found = [measure for measure in order if name == measure or name.startswith(f"{measure}/")]
     return max(found, key=len, default=name)

@@ -51,14 +51,20 @@ OTHER_PEERS = tuple(
 
 TARGETS = (
     Target("drain, one worker process", "drain/uvloop-100", 30_000, "jobs/s"),
-    Target("drain, of the fastest peer", "peers/jobq-uvloop", 1.4, over=(*ASYNCIO_REDIS_PEERS, *OTHER_PEERS)),
-    Target("drain, of the fastest asyncio peer on Redis", "peers/jobq-uvloop", 7, over=ASYNCIO_REDIS_PEERS),
+    Target("drain, of the fastest peer", "peers/jobq", 1.4, over=(*ASYNCIO_REDIS_PEERS, *OTHER_PEERS)),
+    Target("drain, of the fastest asyncio peer on Redis", "peers/jobq", 7, over=ASYNCIO_REDIS_PEERS),
     Target("drain, of the floor", "floor/100/ratio", 0.6),
     Target("relay", "relay/waiting", 60_000, "entries/s"),
     Target(
         "enqueue, 16 writers, of the same transaction with a plain INSERT of the same shape",
         "enqueue/16-writers/of-plain",
         0.85,
+    ),
+    Target(
+        "enqueue, 16 writers, of the larger of PgQueuer's and procrastinate's",
+        "peers/jobq-enqueue",
+        2,
+        over=("peers/pgqueuer-enqueue", "peers/procrastinate-enqueue"),
     ),
     Target("enqueue_many of 10,000", "enqueue/many", 60_000, "jobs/s"),
     Target("commit to start, idle, p50", "latency/idle/start", 2.0, "ms", is_most=True, statistic="p50"),

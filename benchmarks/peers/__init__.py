@@ -3,62 +3,51 @@
     peers          who is compared and how each is run; `*_app.py`, `*_app.mjs`: each peer's application
     environments   each in its own environment, made when it is first needed
     trials         how all are measured; `marks.py`, `marks.mjs`: what is told to and noted by their processes
-    verdict        what a kill -9 lost
-    table          the result
+    table          what was found, a row a peer
 
-`python -m benchmarks.peers` measures them alone. Called by the benchmarks. Calls jobq.embedded.
+Called by suite. Calls jobq.embedded.
 """
 
 from __future__ import annotations
 
-import statistics
-import sys
 from typing import TYPE_CHECKING
 
 from ..figures import Measure, Samples
-from . import environments, trials
-from .peers import PEERS, Peer
+from . import trials
+from .peers import JOBS, PEERS, Peer
 
 if TYPE_CHECKING:
     from ..stage import Stage
 
 __all__ = ["MEASURES"]
 
+_FEWEST_JOBS = 1_000
+
 
 def _measures(peer: Peer) -> list[Measure]:
+    """What is measured of one peer; each figure is kept with the version that it is about."""
+
     async def drain(stage: Stage) -> Samples:
-        try:
-            return await trials.drain(peer, stage.servers, min(peer.jobs, stage.jobs))
-        except environments.PeerFailed as reason:
-            return _without(peer, reason)
+        return await trials.drain(peer, stage.servers, max(peer.jobs * stage.jobs // JOBS, _FEWEST_JOBS))
 
     async def latency(stage: Stage) -> Samples:
-        try:
-            found = await trials.latencies(peer, stage.servers)
-        except environments.PeerFailed as reason:
-            return _without(peer, reason)
-        return {"p50": statistics.median(found), "p99": statistics.quantiles(found, n=100)[98]}
+        return await trials.latencies(peer, stage.servers, min(trials.LATENCY_SAMPLES, stage.jobs))
+
+    async def enqueue(stage: Stage) -> Samples:
+        return await trials.enqueue(peer, stage.servers)
 
     async def kill(stage: Stage) -> Samples:
-        try:
-            verdict = await trials.kill(peer, stage.servers)
-        except environments.PeerFailed as reason:
-            return _without(peer, reason)
-        return {"lost": verdict.lost, "twice": verdict.twice}
+        return await trials.kill(peer, stage.servers)
 
-    found = [Measure(f"peers/{peer.name}-kill", f"of {trials.KILL_JOBS} jobs", kill, is_slow=True, repeat=1)]
+    name, about = f"peers/{peer.name}", peer.version
+    units = {"done": "s from the kill until all were done"}
+    found = [Measure(f"{name}-kill", "jobs", kill, about, is_slow=True, repeat=1, units=units)]
     if not peer.as_fast_as:
-        found += [
-            Measure(f"peers/{peer.name}", "jobs/s", drain, is_slow=True),
-            Measure(f"peers/{peer.name}-latency", "ms from enqueue to start", latency, is_slow=True, repeat=1),
-        ]
+        found.append(Measure(name, "jobs/s", drain, about, is_slow=True))
+        found.append(Measure(f"{name}-latency", "ms", latency, about, is_slow=True, repeat=1))
+    if peer.has_transactions:
+        found.append(Measure(f"{name}-enqueue", "transactions/s", enqueue, about, is_slow=True))
     return found
-
-
-def _without(peer: Peer, reason: environments.PeerFailed) -> Samples:
-    """Nothing was found, and the run goes on."""
-    sys.stderr.write(f"{peer.name}: {reason}\n")
-    return {}
 
 
 MEASURES: list[Measure] = [measure for peer in PEERS for measure in _measures(peer)]

@@ -14,6 +14,8 @@ from arq.connections import RedisSettings
 marks.use_uvloop()
 
 REDIS = RedisSettings(unix_socket_path=marks.SOCKET)
+# Without it arq writes two lines about each job, which none of the others does.
+LOGGING = {"version": 1, "loggers": {"arq": {"level": "WARNING"}}}
 
 
 async def nothing(ctx: dict[str, Any], number: int, word: str) -> None:

@@ -1,7 +1,7 @@
 """Each peer's own environment, made when it is first needed: a venv, or a directory of Node.js packages.
 
 Invariant: nothing of a peer is installed beside jobq. A stamp is written last, so what was interrupted is continued.
-Called by trials and the command line. Calls pip and npm.
+Called by trials. Calls pip and npm.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .peers import PEERS, Peer
+from .peers import Peer
 
 HERE = Path(__file__).resolve().parent
-ENVIRONMENTS = HERE / ".environments"
+ENVIRONMENTS = (HERE / ".environments").resolve()
 _STAMP = "installed.json"
 _LONGEST_S = 900
 
@@ -51,15 +51,6 @@ def make_ready(peer: Peer) -> None:
     stamp.write_text(json.dumps(wanted))
 
 
-def version_of(peer: Peer) -> str:
-    """The installed version of what is measured. Raises PeerFailed."""
-    if peer.is_node:
-        package = directory_of(peer) / "node_modules" / peer.package / "package.json"
-        return str(json.loads(package.read_text())["version"])
-    code = f"from importlib.metadata import version; print(version({peer.package!r}))"
-    return _run([python_of(peer), "-c", code]).strip()
-
-
 def python_of(peer: Peer) -> str:
     return str(directory_of(peer) / "bin" / "python") if peer.install else sys.executable
 
@@ -73,13 +64,7 @@ def variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "VIRTUAL_ENV")}
 
 
-def find(names: list[str]) -> list[Peer]:
-    """The peers of these names, all for none. Raises KeyError with the name that there is not."""
-    known = {peer.name: peer for peer in PEERS}
-    return [known[name] for name in names] if names else list(PEERS)
-
-
-def _run(command: list[str]) -> str:
+def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(command, env=variables(), capture_output=True, text=True, timeout=_LONGEST_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -87,4 +72,3 @@ def _run(command: list[str]) -> str:
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise PeerFailed(f"`{' '.join(command[-3:])}` failed: {lines[-1] if lines else done.returncode}")
-    return done.stdout

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import asyncpg
 import marks
 
 from jobq import JobQ
@@ -52,5 +53,18 @@ async def producing() -> AsyncIterator[tuple[marks.One, marks.Many]]:
     await jobs.database.close()
 
 
+@asynccontextmanager
+async def writing() -> AsyncIterator[marks.Write]:
+    connection = await asyncpg.connect(marks.DATABASE_URL)
+
+    async def write(number: int) -> None:
+        async with connection.transaction():
+            await nothing.enqueue(connection, number, marks.WORD)
+
+    yield write
+    await connection.close()
+
+
 if __name__ == "__main__":
-    marks.main(producing, setup)
+    marks.use_uvloop()
+    marks.main(producing, setup, writing)

@@ -13,8 +13,8 @@ export const WORD = "word";
 export const SLEEP_S = 0.2;
 
 const JOBS = Number(env.PEERS_JOBS ?? 0);
-const WARM_UP = 5;
-const IDLE_S = 0.05;
+const WARM_UP = 6;
+const IDLE_S = 0.02;
 const LONGEST_S = 20;
 const CHUNK = 5000;
 
@@ -68,7 +68,7 @@ async function latency({ one }, count) {
     const returned = process.hrtime.bigint();
     fs.writeSync(file("returns", "a"), `${job} ${returned}\n`);
     while (startsNoted() < job + WARM_UP + 1) await sleep(0.002);
-    await sleep(IDLE_S * (1 + Math.random()));
+    await sleep(IDLE_S * (1 + 2 * Math.random()));
     if (job >= 0 && performance.now() > until) return;
   }
 }

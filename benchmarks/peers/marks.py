@@ -32,9 +32,12 @@ MODE = os.environ.get("PEERS_MODE", "")
 WORD = "word"
 SLEEP_S = 0.2
 SLOTS = 4096
+WRITERS = 16
 
-_WARM_UP = 5
-_IDLE_S = 0.05
+_WARM_UP = 6
+"""psycopg prepares a statement at its sixth use."""
+_IDLE_S = 0.02
+_WRITE_S = 4.0
 _LONGEST_S = 20.0
 _CHUNK = 5_000
 
@@ -90,10 +93,15 @@ One = Callable[[str, int], Awaitable[Any]]
 """Enqueue one job by the name of its task and its number; return when the store has it."""
 Many = Callable[[str, range], Awaitable[Any]]
 Producing = Callable[[], contextlib.AbstractAsyncContextManager[tuple[One, Many]]]
+Write = Callable[[int], Awaitable[Any]]
+"""Commit one transaction that enqueues one job of this number, on a connection of its own."""
+Writing = Callable[[], contextlib.AbstractAsyncContextManager[Write]]
 
 
-def main(producing: Producing, setup: Callable[[], Coroutine[Any, Any, None]] | None = None) -> None:
-    """`setup` | `fill TASK COUNT` | `latency COUNT` | `trickle`: what the run asks of a peer's producer."""
+def main(
+    producing: Producing, setup: Callable[[], Coroutine[Any, Any, None]] | None = None, writing: Writing | None = None
+) -> None:
+    """`setup` | `fill TASK COUNT` | `latency COUNT` | `trickle` | `enqueue`: what the run asks of a peer's producer."""
     command, *arguments = sys.argv[1:]
     if command == "setup":
         if setup is not None:
@@ -104,6 +112,8 @@ def main(producing: Producing, setup: Callable[[], Coroutine[Any, Any, None]] | 
         asyncio.run(_latency(producing, int(arguments[0])))
     elif command == "trickle":
         asyncio.run(_trickle(producing))
+    elif command == "enqueue" and writing is not None:
+        asyncio.run(_enqueue(writing))
     else:
         sys.exit(f"no command is called {command!r}")
 
@@ -126,7 +136,7 @@ async def _fill(producing: Producing, task: str, count: int) -> None:
 
 
 async def _latency(producing: Producing, count: int) -> None:
-    """Enqueue one job at a time, the next 50 to 100 ms after the last one's start: no polling stays in step with it."""
+    """Enqueue one job at a time, the next 20 to 60 ms after the last one's start: no polling stays in step with it."""
     until = time.monotonic() + _LONGEST_S
     async with producing() as (one, _):
         for number in range(-_WARM_UP, count):
@@ -134,7 +144,7 @@ async def _latency(producing: Producing, count: int) -> None:
             returned = time.monotonic_ns()
             _files.append("returns", f"{number} {returned}\n")
             await _until_started(number + _WARM_UP + 1)
-            await asyncio.sleep(_IDLE_S * (1 + random.random()))
+            await asyncio.sleep(_IDLE_S * (1 + 2 * random.random()))
             if number >= 0 and time.monotonic() > until:
                 return
 
@@ -153,6 +163,26 @@ async def _trickle(producing: Producing) -> None:
             await one("nothing", number)
             number += 1
             await asyncio.sleep(1)
+
+
+async def _enqueue(writing: Writing) -> None:
+    """Note the transactions a second of WRITERS at a time."""
+    async with contextlib.AsyncExitStack() as stack:
+        writes = [await stack.enter_async_context(writing()) for _ in range(WRITERS)]
+        for number in range(_WARM_UP):
+            await asyncio.gather(*(write(number) for write in writes))
+        began_at = time.monotonic()
+
+        async def count(write: Write) -> int:
+            number = 0
+            while time.monotonic() < began_at + _WRITE_S:
+                await write(number)
+                number += 1
+            return number
+
+        done = await asyncio.gather(*map(count, writes))
+        rate = sum(done) / (time.monotonic() - began_at)
+    _files.append("rate", f"{rate}\n")
 
 
 @contextlib.asynccontextmanager

@@ -43,6 +43,19 @@ async def producing() -> AsyncIterator[tuple[marks.One, marks.Many]]:
     await connection.close()
 
 
+@asynccontextmanager
+async def writing() -> AsyncIterator[marks.Write]:
+    connection = await asyncpg.connect(marks.DATABASE_URL)
+    queries = Queries(AsyncpgDriver(connection))
+
+    async def write(number: int) -> None:
+        async with connection.transaction():
+            await queries.enqueue("nothing", _payload(number))
+
+    yield write
+    await connection.close()
+
+
 def _payload(number: int) -> bytes:
     return json.dumps({"number": number, "word": marks.WORD}).encode()
 
@@ -83,4 +96,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "worker":
         asyncio.run(work())
     else:
-        marks.main(producing, setup)
+        marks.main(producing, setup, writing)

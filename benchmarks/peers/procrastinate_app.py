@@ -1,4 +1,8 @@
-"""procrastinate. Settings: "Run a worker", "Defer multiple jobs", "Delete finished jobs" and "Retry stalled jobs"."""
+"""procrastinate.
+
+Settings: "Launch a worker", "Defer multiple jobs", "Delete finished jobs", "Retry stalled jobs" and "Using an external
+database connection" of its documentation.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import marks
+import psycopg
 from procrastinate import App, PsycopgConnector
 
 marks.use_uvloop()
@@ -61,6 +66,18 @@ async def producing() -> AsyncIterator[tuple[marks.One, marks.Many]]:
         yield one, many
 
 
+@asynccontextmanager
+async def writing() -> AsyncIterator[marks.Write]:
+    connection = await psycopg.AsyncConnection.connect(marks.DATABASE_URL)
+
+    async def write(number: int) -> None:
+        async with connection.transaction():
+            await nothing.configure(connection=connection).defer_async(number=number, word=marks.WORD)
+
+    async with connection:
+        yield write
+
+
 async def work() -> None:
     beats = {"update_heartbeat_interval": 1.0, "stalled_worker_timeout": float(marks.RECOVERY_S)}
     async with app.open_async():
@@ -75,4 +92,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "worker":
         asyncio.run(work())
     else:
-        marks.main(producing, setup)
+        marks.main(producing, setup, writing)

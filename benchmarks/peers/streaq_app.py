@@ -1,4 +1,4 @@
-"""streaQ. Settings: "Worker" and "Task" of its documentation; it runs on uvloop by itself."""
+"""streaQ. Settings: "Worker" and "Task" of its documentation."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from contextlib import asynccontextmanager
 import marks
 from streaq import Worker
 
+marks.use_uvloop()
+
 worker = Worker(
     redis_url=marks.REDIS_URL,
     concurrency=marks.CONCURRENCY,
     idle_timeout=marks.RECOVERY_S or 60,
+    anyio_kwargs={"use_uvloop": True},
 )
 
 

@@ -1,122 +1,87 @@
-"""The comparison as a Markdown table and as JSON, one line for each peer.
+"""The comparison in Markdown: a row a peer, the fastest first, and below what was set for each and why.
 
-Invariant: whoever could not be run stands there too, with the reason. Called by the command line. Calls nothing.
+Invariant: a peer that could not be measured stands there with the reason. Called by __main__. Calls results.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 
-from .peers import Peer
-from .verdict import Verdict
+from ..results import Line, failures, notes, number
+from . import trials
+from .peers import PEERS, Peer
 
-_HEAD = (
-    "peer",
-    "version",
-    "mode",
-    "jobs/s, median (min-max)",
-    "p50 ms",
-    "p99 ms",
-    "lost of 500",
-    "twice",
-    "all done after s",
-    "settings",
-)
+US = "jobq"
+"""Whose rate the others' are compared with."""
+_NONE = "–"
 
 
-@dataclass
-class Row:
-    """What was found of one peer."""
-
-    peer: Peer
-    version: str = ""
-    jobs: int = 0
-    drains: list[float] = field(default_factory=list)
-    latencies_ms: list[float] = field(default_factory=list)
-    verdict: Verdict | None = None
-    failures: dict[str, str] = field(default_factory=dict)
-    """The reason for each trial that could not be made."""
-
-    def quantile_ms(self, percent: int) -> float | None:
-        if len(self.latencies_ms) < 2:
-            return None
-        return statistics.quantiles(self.latencies_ms, n=100, method="inclusive")[percent - 1]
-
-    def as_json(self, machine: dict[str, object]) -> str:
-        peer = self.peer
-        return json.dumps(
-            {
-                "peer": peer.name,
-                "version": self.version,
-                "mode": peer.reliability,
-                "settings": peer.settings,
-                "source": peer.source,
-                "recovery": peer.recovery,
-                "jobs": self.jobs,
-                "drain": [round(rate, 1) for rate in self.drains],
-                "latency_ms": {
-                    "samples": len(self.latencies_ms),
-                    "p50": self.quantile_ms(50),
-                    "p99": self.quantile_ms(99),
-                },
-                "killed": asdict(self.verdict) if self.verdict else None,
-                "failures": self.failures,
-                "machine": machine,
-            }
-        )
+def rates(lines: Sequence[Line]) -> list[Line]:
+    """The rates of all peers, the fastest first."""
+    names = {f"peers/{peer.name}" for peer in PEERS}
+    found = [line for line in lines if line["name"] in names and "median" in line]
+    return sorted(found, key=lambda line: -line["median"])
 
 
-def markdown(rows: Iterable[Row], machine: dict[str, object]) -> str:
-    """The whole page: what was run where, the table, who failed, and where the settings are from."""
-    rows = list(rows)
-    lines = [
-        "# jobq and its peers",
+def table(lines: Sequence[Line]) -> str:
+    """The whole section of the group `peers`."""
+    found = {line["name"]: line for line in lines if "median" in line}
+    fastest = sorted(PEERS, key=lambda peer: -_median(found, peer.as_fast_as or peer.name))
+    there = [peer for peer in fastest if any(name in found for name in _names(peer))]
+    rows = [
+        "| | mode | jobs/s | min to max | of jobq | p50 ms | p99 ms | lost | twice | all done, s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        *(f"| {' | '.join(_cells(found, peer))} |" for peer in there),
         "",
-        ", ".join(f"{name} {value}" for name, value in machine.items()) + ".",
-        "Rate: from the first run of a task to the last, as the tasks count them, one worker process.",
-        "Latency: from the return of enqueue to the task's first line, one job at a time, idle system; 0: it had begun",
-        "before enqueue returned.",
-        "Lost, twice: 500 jobs of 0.2 s, 10 at a time, SIGKILL of the worker and its children 1 s after the first has",
-        "ended, a second worker at once; lost is what had not come back when nothing had moved for longer than the",
-        "recovery takes with the timeout that was set, or after 90 s. The work alone takes some 9 s.",
+        *_enqueues(found, there),
+        f"| | jobs | settings | how jobs of a dead worker come back: what was set for the kill of {trials.KILL_JOBS} |"
+        " from the documentation |",
+        "|---|---:|---|---|---|",
+        *(
+            f"| `{peer.name}` | {peer.jobs:,} | {peer.settings} | {peer.recovery} | {peer.source} |"
+            for peer in sorted(there, key=PEERS.index)
+        ),
         "",
-        "| " + " | ".join(_HEAD) + " |",
-        "|" + " --- |" * len(_HEAD),
-        *("| " + " | ".join(_cells(row)) + " |" for row in rows),
-        "",
-        *(f"- **{row.peer.name}**: {trial}: {reason}" for row in rows for trial, reason in row.failures.items()),
-        "",
-        "| peer | jobs drained | how jobs of a dead worker come back, and what was set for the kill | settings from |",
-        "| --- | --- | --- | --- |",
-        *(f"| {row.peer.name} | {row.jobs:,} | {row.peer.recovery} | {row.peer.source} |" for row in rows),
-        "",
+        *failures(lines),
     ]
-    return "\n".join(lines)
+    return "\n".join([*rows, *notes(rates(lines) or list(found.values())), ""])
 
 
-def _cells(row: Row) -> list[str]:
+def _names(peer: Peer) -> list[str]:
+    return [f"peers/{peer.name}{suffix}" for suffix in ("", "-latency", "-enqueue", "-kill/lost")]
+
+
+def _cells(found: dict[str, Line], peer: Peer) -> list[str]:
+    rate, latency, _, lost = (found.get(name) for name in _names(peer))
+    twice, done = (found.get(f"peers/{peer.name}-kill/{key}") for key in ("twice", "done"))
+    version = next(found[name]["about"] for name in _names(peer) if name in found)
+    cells = [f"`{peer.name}` {version}", peer.reliability]
+    if rate:
+        ours = _median(found, US)
+        cells += [number(rate["median"]), f"{number(rate['min'])} to {number(rate['max'])}"]
+        cells += [number(rate["median"] / ours) if ours else _NONE]
+    else:
+        cells += [f"as `{peer.as_fast_as}`" if peer.as_fast_as else _NONE, _NONE, _NONE]
+    cells += [number(latency[key]) if latency else _NONE for key in ("p50", "p99")]
+    cells += [f"{line['median']:.0f}" if line else _NONE for line in (lost, twice)]
+    return [*cells, number(done["median"]) if done else _NONE]
+
+
+def _enqueues(found: dict[str, Line], peers: Sequence[Peer]) -> list[str]:
+    lines = {peer.name: found[f"peers/{peer.name}-enqueue"] for peer in peers if f"peers/{peer.name}-enqueue" in found}
+    if not lines:
+        return []
     return [
-        row.peer.name,
-        row.version or "-",
-        row.peer.reliability,
-        f"as {row.peer.as_fast_as}" if row.peer.as_fast_as else _rate(row.drains),
-        _number(row.quantile_ms(50)),
-        _number(row.quantile_ms(99)),
-        str(row.verdict.lost) if row.verdict else "-",
-        str(row.verdict.twice) if row.verdict else "-",
-        _number(row.verdict.done_s if row.verdict else None),
-        row.peer.settings,
+        "| one enqueue in a transaction, 16 writers | transactions/s | min to max |",
+        "|---|---:|---:|",
+        *(
+            f"| `{name}` {line['about']} | {number(line['median'])} | {number(line['min'])} to {number(line['max'])} |"
+            for name, line in sorted(lines.items(), key=lambda item: -item[1]["median"])
+        ),
+        "",
     ]
 
 
-def _rate(rates: list[float]) -> str:
-    if not rates:
-        return "-"
-    return f"{statistics.median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f})"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def _median(found: dict[str, Line], name: str) -> float:
+    line = found.get(f"peers/{name}")
+    return float(line["median"]) if line else 0.0

@@ -1,23 +1,27 @@
-"""How every peer is measured: the same three trials, over empty stores, with processes that end with the trial.
+"""How every peer is measured: the same trials, over empty stores, with processes that end with the trial.
 
     drain       a backlog and one worker: jobs a second from the first run of a task to the last, as the tasks count
     latencies   an idle worker: from the return of enqueue to the task's first line, one job at a time
+    enqueue     16 writers on asyncio and no worker: transactions a second, each with one job
     kill        SIGKILL of the worker and all its children one second after the first of 500 jobs of 0.2 s has ended,
                 a second worker at once, then the wait; one further job a second goes on, as in a live system
 
-Called by the measures and the command line. Calls environments and verdict.
+Called by the measures. Calls environments.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +34,6 @@ from jobq import embedded
 from . import environments, marks
 from .environments import PeerFailed
 from .peers import Peer
-from .verdict import Verdict, count_ends, read_ends
 
 KILL_JOBS = 500
 KILL_CONCURRENCY = 10
@@ -40,6 +43,7 @@ _LONGEST_KILL_S = 90.0
 _LONGEST_DRAIN_S = 180.0
 _LONGEST_COMMAND_S = 180.0
 _DATABASE = "peers"
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass
@@ -95,10 +99,12 @@ class Trial:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        with suppress(ChildProcessError):
+            while True:
+                os.waitpid(-process.pid, 0)  # its children are ours now: their CPU seconds, too
 
-    async def until(self, condition: object, longest_s: float, what: str) -> None:
-        """Wait for it; while no worker has died. Raises PeerFailed."""
-        assert callable(condition)
+    async def until(self, condition: Callable[[], object], longest_s: float, what: str) -> None:
+        """Wait for it, while no process fails. Raises PeerFailed."""
         deadline = time.monotonic() + longest_s
         while not condition():
             if time.monotonic() > deadline:
@@ -152,7 +158,7 @@ async def drain(peer: Peer, servers: embedded.Servers, jobs: int) -> float:
         return (jobs - before) / (time.monotonic() - started)
 
 
-async def latencies(peer: Peer, servers: embedded.Servers, samples: int = LATENCY_SAMPLES) -> list[float]:
+async def latencies(peer: Peer, servers: embedded.Servers, samples: int) -> list[float]:
     """Milliseconds; fewer than asked for where a peer takes so long that 20 s are over. Raises PeerFailed."""
     async with _fresh(peer, servers) as trial:
         trial.start_beside()
@@ -162,8 +168,16 @@ async def latencies(peer: Peer, servers: embedded.Servers, samples: int = LATENC
         return [max(0, starts[number] - at) / 1e6 for number, at in returns.items() if number >= 0]
 
 
-async def kill(peer: Peer, servers: embedded.Servers) -> Verdict:
-    """See the module. Raises PeerFailed."""
+async def enqueue(peer: Peer, servers: embedded.Servers) -> float:
+    """Transactions a second. Raises PeerFailed."""
+    async with _fresh(peer, servers) as trial:
+        await trial.settle()
+        await trial.produce("enqueue")
+        return float(trial.read("rate"))
+
+
+async def kill(peer: Peer, servers: embedded.Servers) -> dict[str, float | list[float]]:
+    """How many jobs were lost and how many ran twice, and, where all were done, how soon. Raises PeerFailed."""
     async with _fresh(peer, servers, concurrency=KILL_CONCURRENCY, recovery_s=peer.recovery_s) as trial:
         trial.variables |= peer.recovery_variables
         await trial.produce("fill", "sleep", str(KILL_JOBS))
@@ -178,18 +192,31 @@ async def kill(peer: Peer, servers: embedded.Servers) -> Verdict:
         return await _watch(trial, killed_at)
 
 
-async def _watch(trial: Trial, killed_at: float) -> Verdict:
+async def _watch(trial: Trial, killed_at: float) -> dict[str, float | list[float]]:
     """Wait until nothing moved for as long as the peer's recovery may take, or for a minute and a half."""
-    seen, moved_at, done_s = 0, killed_at, None
+    seen, moved_at = 0, killed_at
+    done: dict[str, float | list[float]] = {}
     while time.monotonic() - moved_at < trial.peer.back_s and time.monotonic() - killed_at < _LONGEST_KILL_S:
         await asyncio.sleep(0.02)
         ends = trial.ends()
         if len(ends) > seen:
             seen, moved_at = len(ends), time.monotonic()
-            if done_s is None and len(set(ends)) == KILL_JOBS:
-                done_s = moved_at - killed_at
+            if not done and len(set(ends)) == KILL_JOBS:
+                done = {"done": moved_at - killed_at}
     lost, twice = count_ends(trial.ends(), KILL_JOBS)
-    return Verdict(KILL_JOBS, lost, twice, time.monotonic() - killed_at, done_s)
+    return {"lost": lost, "twice": twice} | done
+
+
+def count_ends(ends: Iterable[int], jobs: int) -> tuple[int, int]:
+    """Count the lost and the twice run among jobs 0 to `jobs` - 1."""
+    runs = Counter(number for number in ends if 0 <= number < jobs)
+    return jobs - len(runs), sum(1 for count in runs.values() if count > 1)
+
+
+def read_ends(text: str) -> list[int]:
+    """Read the numbers of all complete lines: a killed process may have left a piece of one."""
+    complete, _, _ = text.rpartition("\n")
+    return [int(line) for line in complete.split("\n") if line.isdigit()]
 
 
 @asynccontextmanager
@@ -198,6 +225,8 @@ async def _fresh(
 ) -> AsyncIterator[Trial]:
     """Empty stores, the peer's schema in them, and the end of all its processes."""
     await asyncio.to_thread(environments.make_ready, peer)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a killed worker leaves behind becomes our child
     administration = await asyncpg.connect(servers.database_url)
     await administration.execute(f"DROP DATABASE IF EXISTS {_DATABASE} WITH (FORCE)")
     await administration.execute(f"CREATE DATABASE {_DATABASE}")

@@ -154,6 +154,23 @@ def test_a_table_of_several_runs_says_which_figures_are_of_which() -> None:
     assert notes[1].endswith("(`two`)")
 
 
+def test_what_yielded_nothing_is_kept_with_its_reason_until_it_is_measured() -> None:
+    failed = results.failure("drain/one", "no disk", CIRCUMSTANCES)
+
+    lines = results.merged([line("drain/one", 1), line("drain/two", 2)], [failed], ["drain/one", "drain/two"])
+
+    assert "- `one` could not be measured: no disk" in results.table(lines)
+    assert "| `one`" not in results.table(lines)
+    assert results.merged(lines, [line("drain/one", 3)], ["drain/one", "drain/two"])[0]["median"] == 3
+
+
+def test_a_group_may_have_a_table_of_its_own(tmp_path: Path) -> None:
+    results.write(tmp_path, [line("drain/one", 1), line("peers/a", 2)], {"peers": lambda lines: f"{len(lines)} peer"})
+
+    assert (tmp_path / "peers.md").read_text() == "1 peer"
+    assert "| `one` |" in (tmp_path / "drain.md").read_text()
+
+
 def test_a_page_takes_up_tables_between_its_marks_and_keeps_all_else(tmp_path: Path) -> None:
     results.write(tmp_path, [line("drain/one", 1)])
     (tmp_path / "drain.svg").touch()
