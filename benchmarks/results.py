@@ -141,7 +141,7 @@ def with_tables(text: str, directory: Path) -> str:
 
 def number(value: float) -> str:
     """Three digits, and all of those before the point."""
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 4
+    digits = 0 if abs(value) >= 100 or value == 0 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 4
     return f"{value:,.{digits}f}"
 
 

@@ -1,6 +1,6 @@
 """dramatiq on Redis. Its actors are functions in threads, so the job is one: no coroutine is faster there.
 
-Settings: "API Reference > RedisBroker" and "Advanced Topics > Worker Middleware, Prefetch" of its documentation.
+Settings: "API Reference > RedisBroker, Environment Variables" of its documentation.
 """
 
 from __future__ import annotations
