@@ -59,7 +59,7 @@ def _cells(found: dict[str, Line], peer: Peer) -> list[str]:
     if rate:
         ours = _median(found, US)
         cells += [number(rate["median"]), f"{number(rate['min'])} to {number(rate['max'])}"]
-        cells += [number(rate["median"] / ours) if ours else _NONE]
+        cells += [f"{rate['median'] / ours:.2f}" if ours else _NONE]
     else:
         cells += [f"as `{peer.as_fast_as}`" if peer.as_fast_as else _NONE, _NONE, _NONE]
     cells += [number(latency[key]) if latency else _NONE for key in ("p50", "p99")]
