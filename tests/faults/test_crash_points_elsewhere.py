@@ -99,7 +99,7 @@ async def test_a_janitor_that_dies_in_the_middle_of_its_deletes_has_deleted_noth
 
     database = Database.of(url)
     if way == "by steps":
-        janitor, stop = Janitor(database, "jobq", RelaySettings(tidy_every=1e-6)), Stop()
+        janitor, stop = Janitor(database, "jobq", RelaySettings(tidy_every=1e-9)), Stop()
         with armed(POINTS[JANITOR], stop):
             step = asyncio.create_task(janitor.step())
             await until(stop.reached.is_set, "it has deleted")
@@ -118,7 +118,7 @@ async def test_a_janitor_that_dies_in_the_middle_of_its_deletes_has_deleted_noth
 
     await until(are_gone, "its locks are gone")
     assert await left() == [1, 1]
-    await Janitor(database, "jobq", RelaySettings(tidy_every=1e-6)).step()
+    await Janitor(database, "jobq", RelaySettings(tidy_every=1e-9)).step()
     assert await left() == [0, 0]
     await database.close()
 

@@ -572,7 +572,7 @@ async def test_a_look_for_parked_jobs_is_one_call_with_a_command_for_each_task(b
 async def test_a_tidy_up_costs_nine_statements_the_connection_that_it_opens_among_them(
     bench: Bench, meter: Meter
 ) -> None:
-    janitor = Janitor(bench.app.database, bench.app.schema, RelaySettings(tidy_every=1e-6))
+    janitor = Janitor(bench.app.database, bench.app.schema, RelaySettings(tidy_every=1e-9))
     await janitor.step()
     async with meter.reading() as cost:
         await janitor.step()
