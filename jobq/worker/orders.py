@@ -32,7 +32,7 @@ class Orders:
         """Look up from whatever is waited for."""
         self.woken.set()
         self._room.set()
-        if self._patience is not None:
+        if self._patience is not None and not self._patience.expired():
             self._patience.reschedule(0)
 
     def note_room(self) -> None:
