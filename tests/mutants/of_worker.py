@@ -50,9 +50,15 @@ OF_WORKER = (
                 "self.keys(queue).bell: queue for",
                 "self.keys(queue).ready[1]: queue for",
             ),
+            Edit(
+                "jobq/broker/scripts.py",
+                "self.client.sent_at_bell(self.keys(queue).bell, fetch,",
+                "self.client.sent_at_bell(self.keys(queue).ready[1], fetch,",
+            ),
         ),
         tests=(
             "tests/integration/test_turns.py::test_an_idle_worker_is_woken_by_the_bell_and_never_blocks_on_a_queue",
+            "tests/integration/test_turns_queues.py::test_the_bell_of_every_queue_wakes_a_worker",
         ),
     ),
     Mutation(
