@@ -150,6 +150,7 @@ class Broker:
             raise
 
     def _fetch_names(self, queue: str, worker: str) -> list[str]:
+        """The keys of fetch.lua, and the first ones of unpark.lua."""
         keys = self.keys(queue)
         return [keys.known, keys.beats, keys.bell, keys.stats, keys.working(worker), *keys.ready]
 
@@ -175,9 +176,8 @@ class Broker:
         self, queue: str, worker: str, tasks: Sequence[str], *, room: int = 0, limit: int = UNPARKED_A_CALL
     ) -> Unparked:
         """Take up parked entries of tasks, `limit` a call: `room` by this worker, the rest by any. See unpark.lua."""
-        keys = self.keys(queue)
-        names = [keys.known, keys.beats, keys.bell, keys.stats, keys.working(worker), *keys.ready]
-        reply = await self._run("unpark", queue, [*names, *map(keys.parked, tasks)], [worker, limit, room])
+        names = [*self._fetch_names(queue, worker), *map(self.keys(queue).parked, tasks)]
+        reply = await self._run("unpark", queue, names, [worker, limit, room])
         return Unparked(reply[1:], reply[0])
 
     async def sweep(
@@ -262,12 +262,8 @@ class Broker:
         return {name.decode() for name in names if _QUEUE.fullmatch(name)}
 
     async def _run(self, name: str, queue: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
-        try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                return await script(name).run(self.client, keys, args)
-        except ResponseError as error:
-            await self._mend_wrong_types(error, queue, keys)
-            raise
+        async with self._careful(queue, keys):
+            return await script(name).run(self.client, keys, args)
 
     @asynccontextmanager
     async def _careful(self, queue: str | None, names: Sequence[str] = ()) -> AsyncIterator[None]:
