@@ -14,7 +14,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -154,8 +155,12 @@ def end_with(
 
     `parts` are what serves: probes at `health` tell how they are, and one that is frozen ends the process.
     """
-    _collect_garbage_less_often()
-    with probed(health, parts), watched(parts), asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
+    with (
+        garbage_looked_for_seldom(),
+        probed(health, parts),
+        watched(parts),
+        asyncio.Runner(loop_factory=_loop_factory(loop)) as runner,
+    ):
         code = runner.run(serve())
         left = [name for task in asyncio.all_tasks(runner.get_loop()) if (name := task.get_name()).startswith("job ")]
         if left:
@@ -165,14 +170,22 @@ def end_with(
     sys.exit(code)
 
 
-def _collect_garbage_less_often() -> None:
+@contextmanager
+def garbage_looked_for_seldom() -> Iterator[None]:
     """Keep the cycle collector from walking the live jobs, and all that was imported, thousands of times for nothing.
 
     It costs a busy worker a fifth of its time. An application that has set a threshold of its own keeps it.
     """
-    if gc.get_threshold() == _PYTHONS_THRESHOLD:
-        gc.set_threshold(_GARBAGE_THRESHOLD, *_PYTHONS_THRESHOLD[1:])
-        gc.freeze()
+    if gc.get_threshold() != _PYTHONS_THRESHOLD:
+        yield
+        return
+    gc.set_threshold(_GARBAGE_THRESHOLD, *_PYTHONS_THRESHOLD[1:])
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.set_threshold(*_PYTHONS_THRESHOLD)
+        gc.unfreeze()
 
 
 def _exit_now(code: int) -> NoReturn:

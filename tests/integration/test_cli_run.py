@@ -398,12 +398,14 @@ async def test_redis_that_evicts_is_said_loudly_at_the_start(start, redis_url):
 @pytest.mark.parametrize("chosen", [None, (5_000, 20, 20)])
 def test_a_process_that_serves_looks_for_garbage_seldom_unless_the_application_chose_how_often(chosen):
     before = gc.get_threshold()
+    frozen_before = gc.get_freeze_count()
     try:
         if chosen is not None:
             gc.set_threshold(*chosen)
-        serving._collect_garbage_less_often()
-        assert gc.get_threshold() == (chosen or (10_000, *before[1:]))
-        assert (gc.get_freeze_count() > 0) == (chosen is None)
+        with serving.garbage_looked_for_seldom():
+            assert gc.get_threshold() == (chosen or (10_000, *before[1:]))
+            assert (gc.get_freeze_count() > frozen_before) == (chosen is None)
+        assert gc.get_threshold() == (chosen or before)
+        assert gc.get_freeze_count() <= frozen_before
     finally:
         gc.set_threshold(*before)
-        gc.unfreeze()
