@@ -7,6 +7,7 @@ relay. Calls statement.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -72,12 +73,15 @@ class Timer(NamedTuple):
     run_at: datetime
 
 
-class PageRow(NamedTuple):
-    id: UUID
-    generation: int
-    queue: str
-    priority: int
-    due: bool = True
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rows that follow each other by id."""
+
+    lists: dict[tuple[str, int], list[tuple[UUID, int]]]
+    """By queue and priority the id and generation of those that are due, in id order."""
+    last: UUID
+    """Where the next page begins."""
+    is_last: bool
 
 
 async def keep_alive(connection: asyncpg.Connection, schema: str) -> None:
@@ -118,17 +122,20 @@ async def clock(connection: asyncpg.Connection, schema: str, *, ahead_s: float) 
     return at  # type: ignore[no-any-return]
 
 
-async def page(
-    connection: asyncpg.Connection, schema: str, *, after: UUID, overdue_s: float, limit: int
-) -> list[PageRow]:
-    """The next `limit` rows by id; `due` is true for rows that have been due for `overdue_s` seconds."""
+async def page(connection: asyncpg.Connection, schema: str, *, after: UUID, overdue_s: float, limit: int) -> Page:
+    """The next `limit` rows by id, of which those count as due that have been so for `overdue_s` seconds."""
     rows = await _ask(_page, connection, schema, after=after, overdue_s=overdue_s, limit=limit)
-    return [PageRow._make(row) for row in rows]
+    lists = defaultdict(list)
+    for id_, generation, queue, priority, is_due in rows:
+        if is_due:
+            lists[queue, priority].append((id_, generation))
+    return Page(lists, last=rows[-1][0] if rows else after, is_last=len(rows) < limit)
 
 
-async def reread(connection: asyncpg.Connection, schema: str, ids: Sequence[UUID]) -> list[PageRow]:
-    """Those of `ids` that are still in the outbox and due, as they are now."""
-    return [PageRow(*row) for row in await _ask(_reread, connection, schema, ids=ids)]
+async def reread(connection: asyncpg.Connection, schema: str, ids: Sequence[UUID]) -> list[str]:
+    """The entries of those of `ids` that are still in the outbox and due, as they are now, in id order."""
+    ((entries,),) = await _ask(_reread, connection, schema, ids=ids)
+    return entries  # type: ignore[no-any-return]
 
 
 async def try_lead(connection: asyncpg.Connection, schema: str) -> bool:

@@ -12,7 +12,6 @@ Called by relay. Calls outbox.follow, push and backlog.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from uuid import UUID
 
 import asyncpg
@@ -20,7 +19,7 @@ import asyncpg
 from ..broker.client import TROUBLE
 from ..broker.scripts import Broker
 from ..outbox import follow
-from ..outbox.follow import PageRow
+from ..outbox.follow import Page
 from ..settings import RelaySettings
 from .backlog import START, Backlog, ReadyList, Repair
 from .push import ReliablePush
@@ -49,8 +48,7 @@ class Walk:
         self._settings = settings
         self._repair: Repair | None = None
         self._position = START
-        self._page: list[PageRow] = []
-        self._is_last_page = False
+        self._page: Page | None = None
         self._next_scrub = time.monotonic() + settings.scrub_every
 
     @property
@@ -60,21 +58,21 @@ class Walk:
     @property
     def next_in_s(self) -> float:
         """Seconds until there is something to do. A page that was read waits for the poll of the next turn."""
-        if self._page:
+        if self._page is not None:
             return 0.0
         return float("inf") if self._push.is_away else self._next_scrub - time.monotonic()
 
     async def step(self) -> None:
         """Compare the page read last time with Redis, and read the next one."""
-        if self._page:
-            page, self._page = self._page, []
+        if self._page is not None:
+            page, self._page = self._page, None
             try:
                 await self._compare(page)
             except TROUBLE as error:
                 self._push.note_trouble(error)
                 self._break_off()
             else:
-                if self._is_last_page or (self._repair is not None and self._repair.is_given_up):
+                if page.is_last or (self._repair is not None and self._repair.is_given_up):
                     self._finish()
         if not self._push.is_away:
             await self._read_on()
@@ -86,16 +84,15 @@ class Walk:
         elif self._repair is None and time.monotonic() < self._next_scrub:
             return
         overdue_s = 0.0 if self._repair is not None else _SCRUB_OVERDUE_S
-        limit = self._settings.page
-        self._page = await follow.page(
-            self._connection, self._schema, after=self._position, overdue_s=overdue_s, limit=limit
+        page = await follow.page(
+            self._connection, self._schema, after=self._position, overdue_s=overdue_s, limit=self._settings.page
         )
-        self._is_last_page = len(self._page) < limit
-        if self._page:
-            self._position = self._page[-1].id
-            self._next_scrub = time.monotonic() + self._settings.scrub_pause
-        else:
+        if page.last == self._position:
             self._finish()
+        else:
+            self._page = page
+            self._position = page.last
+            self._next_scrub = time.monotonic() + self._settings.scrub_pause
 
     def _finish(self) -> None:
         if self._repair is not None:
@@ -111,42 +108,37 @@ class Walk:
 
     def _start_over(self) -> None:
         self._position = START
-        self._is_last_page = False
         self._next_scrub = time.monotonic() + self._settings.scrub_every
 
-    async def _compare(self, page: list[PageRow]) -> None:
-        by_list: dict[ReadyList, list[PageRow]] = defaultdict(list)
-        for queue in {row.queue for row in page}:
+    async def _compare(self, page: Page) -> None:
+        for queue in {queue for queue, _ in page.lists}:
             await self._push.meet(queue)
-        for row in page:
-            if row.due and self._is_wanted((row.queue, row.priority), row.id):
-                by_list[row.queue, row.priority].append(row)
-        for at, rows in by_list.items():
-            await self._bring(at, rows)
+        for at, rows in page.lists.items():
+            if self._is_wanted(at, page):
+                await self._bring(at, rows)
 
-    def _is_wanted(self, at: ReadyList, row_id: UUID) -> bool:
+    def _is_wanted(self, at: ReadyList, page: Page) -> bool:
+        """Whether to compare what a page has of a list."""
+        is_covered = self._repair is not None and self._repair.covers(at, page.last)
         if self._backlog.is_held(at[0]):
-            if self._repair is not None and self._repair.covers(at, row_id):
-                self._leave(at, row_id)
+            if is_covered:
+                self._leave(at, page)
             return False
-        if self._repair is not None:
-            return self._repair.covers(at, row_id)
-        return not self._backlog.is_full(*at)
+        return is_covered if self._repair is not None else not self._backlog.is_full(*at)
 
-    def _leave(self, at: ReadyList, row_id: UUID) -> None:
+    def _leave(self, at: ReadyList, page: Page) -> None:
         assert self._repair is not None
         self._repair.left.add(at)
-        self._backlog.mark(*at, before=row_id)
+        self._backlog.mark(*at, before=page.lists[at][0][0])
 
-    async def _bring(self, at: ReadyList, rows: list[PageRow]) -> None:
+    async def _bring(self, at: ReadyList, rows: list[tuple[UUID, int]]) -> None:
         queue, priority = at
-        known = await self._broker.known(queue, [row.id for row in rows])
-        missing = [row.id for row, generation in zip(rows, known, strict=True) if generation < row.generation]
+        known = await self._broker.known(queue, [id_ for id_, _ in rows])
+        missing = [id_ for (id_, generation), it in zip(rows, known, strict=True) if it < generation]
         if not missing:
             return
-        still_there = await follow.reread(self._connection, self._schema, missing)
+        entries = await follow.reread(self._connection, self._schema, missing)
         # Crash here, or anywhere in a walk: the next leader's begins at the start.
-        entries = [f"{row.id.hex}:{row.generation}:{row.priority}" for row in still_there]
         sent = await self._push.push(queue, priority, entries, counter=self._counter(queue))
         if sent < len(entries) and self._repair is not None:
             # The list is full, or Redis refused: push() has marked where the next walk begins.

@@ -302,7 +302,10 @@ async def test_a_page_of_which_all_is_missing_is_read_again_and_pushed_in_one_ca
         await add(relay.database, 450)
         await relay.settle()
         for _ in range(2):
-            await relay.turn_until(lambda: len(relay.leader._walk._page) == 100, "a pass has begun")
+            await relay.turn_until(
+                lambda: relay.leader._walk._page and len(relay.leader._walk._page.lists["default", 2]) == 100,
+                "a pass has begun",
+            )
             await meter.redis.delete(relay.broker.keys("default").known)
             async with meter.reading() as cost:
                 await relay.turn()

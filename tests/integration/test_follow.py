@@ -15,7 +15,7 @@ import pytest
 from jobq.model import new_job_id
 from jobq.outbox import follow
 from jobq.outbox.database import Database
-from jobq.outbox.follow import NewRows, PageRow, Snapshot
+from jobq.outbox.follow import NewRows, Page, Snapshot
 from jobq.outbox.settle import Reschedule, crash, reschedule
 from tests.faults.proxy import postgres_proxy
 from tests.relay_rows import SCHEMA, add, delete, entries, own_connection
@@ -161,7 +161,7 @@ async def test_xids_that_another_cluster_wrote_are_never_answered_and_the_walk_s
     assert await poller.poll() == entries([new])
     assert await poller.poll() == []
     page = await follow.page(relay, SCHEMA, after=START, overdue_s=0, limit=10)
-    assert [row.id for row in page] == [restored, new]
+    assert page.lists == {("default", 2): [(restored, 1), (new, 1)]}
 
 
 async def test_lists_come_apart_in_id_order_with_what_may_go_beyond_their_limit(
@@ -252,13 +252,18 @@ async def test_pages_follow_each_other_by_id_and_tell_what_is_due(
     (later,) = await add(writer, delay_s=60)
     (just_due,) = await add(writer, delay_s=-1)
 
-    first = await follow.page(relay, SCHEMA, after=START, overdue_s=0, limit=3)
-    second = await follow.page(relay, SCHEMA, after=first[-1].id, overdue_s=0, limit=3)
-    overdue = await follow.page(relay, SCHEMA, after=first[-1].id, overdue_s=30, limit=3)
+    (mail,) = await add(writer, queue="mail", priority=3)
 
-    assert first == [PageRow(id_, 1, "default", 2, True) for id_ in ids]
-    assert [(row.id, row.due) for row in second] == [(later, False), (just_due, True)]
-    assert [(row.id, row.due) for row in overdue] == [(later, False), (just_due, False)]
+    first = await follow.page(relay, SCHEMA, after=START, overdue_s=0, limit=3)
+    second = await follow.page(relay, SCHEMA, after=first.last, overdue_s=0, limit=4)
+    overdue = await follow.page(relay, SCHEMA, after=first.last, overdue_s=30, limit=4)
+    beyond = await follow.page(relay, SCHEMA, after=second.last, overdue_s=0, limit=4)
+
+    assert first == Page({("default", 2): [(id_, 1) for id_ in ids]}, last=ids[-1], is_last=False)
+    assert later not in {id_ for rows in second.lists.values() for id_, _ in rows}
+    assert second == Page({("default", 2): [(just_due, 1)], ("mail", 3): [(mail, 1)]}, last=mail, is_last=True)
+    assert overdue == Page({("mail", 3): [(mail, 1)]}, last=mail, is_last=True)
+    assert beyond == Page({}, last=mail, is_last=True)
 
 
 async def test_reread_leaves_out_what_is_gone_or_not_due_and_tells_the_generation_of_now(
@@ -271,7 +276,7 @@ async def test_reread_leaves_out_what_is_gone_or_not_due_and_tells_the_generatio
 
     found = await follow.reread(relay, SCHEMA, [same, later, retried, gone])
 
-    assert found == [PageRow(retried, 2, "default", 2), PageRow(same, 1, "default", 2)]
+    assert found == entries([retried], 2) + entries([same])
 
 
 # --- who leads, and how long an answer may take

@@ -30,8 +30,8 @@ OF_RELAY = (
         edits=(
             Edit(
                 _WALK,
-                "        still_there = await follow.reread(self._connection, self._schema, missing)\n",
-                "        still_there = [row for row in rows if row.id in set(missing)]\n",
+                "        entries = await follow.reread(self._connection, self._schema, missing)\n",
+                '        entries = [f"{id_.hex}:{of}:{priority}" for id_, of in rows if id_ in set(missing)]\n',
             ),
         ),
         tests=(
@@ -45,15 +45,15 @@ OF_RELAY = (
         edits=(
             Edit(
                 _WALK,
-                "        known = await self._broker.known(queue, [row.id for row in rows])\n"
-                "        missing = [row.id for row, generation in zip(rows, known, strict=True) "
-                "if generation < row.generation]\n"
+                "        known = await self._broker.known(queue, [id_ for id_, _ in rows])\n"
+                "        missing = [id_ for (id_, generation), it in zip(rows, known, strict=True) "
+                "if it < generation]\n"
                 "        if not missing:\n"
                 "            return\n"
-                "        still_there = await follow.reread(self._connection, self._schema, missing)\n",
-                "        found = await follow.reread(self._connection, self._schema, [row.id for row in rows])\n"
-                "        known = await self._broker.known(queue, [row.id for row in found])\n"
-                "        still_there = [row for row, it in zip(found, known, strict=True) if it < row.generation]\n",
+                "        entries = await follow.reread(self._connection, self._schema, missing)\n",
+                "        found = await follow.reread(self._connection, self._schema, [id_ for id_, _ in rows])\n"
+                "        known = await self._broker.known(queue, [type(rows[0][0])(entry[:32]) for entry in found])\n"
+                '        entries = [entry for entry, it in zip(found, known) if it < int(entry.split(":")[1])]\n',
             ),
         ),
         tests=("tests/integration/test_walk.py::test_a_job_that_ends_while_the_walk_compares_is_not_pushed_again",),
