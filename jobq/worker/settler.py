@@ -1,6 +1,6 @@
 """The settler: how runs end in both stores, many at a time.
 
-1. Runs that ended wait in a buffer for a few milliseconds.
+1. Runs that ended wait in a buffer: for a few milliseconds, or until there are many.
 2. One statement for each kind of end writes them to PostgreSQL; what it passed over is read, and waits if it is
    still at its generation.
 3. Only then are their entries acked in Redis (MUST): until the commit is certain they must stay reachable.
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 GATHER_S = 0.002
 """How long a flush waits for company: with the buffer's size, the runs that a crash can repeat."""
+_COMPANY = 100
+"""Runs in the buffer from which a flush waits for no more."""
 BUFFER_LIMIT = 500
 """Runs in the buffer beyond which a worker fetches nothing; one of many slots has room for two batches."""
 _RETRY_LOCKED_S = 0.05
@@ -147,7 +149,8 @@ class Settler:
         """Flush whenever there is something, until cancelled."""
         while True:
             await self._work.wait()
-            await asyncio.sleep(GATHER_S)
+            if self.pending < _COMPANY:
+                await asyncio.sleep(GATHER_S)
             try:
                 pause = await self.step()
             except Exception:

@@ -11,7 +11,7 @@ import pytest
 
 from jobq import Reject, Retry
 from jobq.outbox import line
-from jobq.worker import turns
+from jobq.worker import settler, turns
 from tests.builders import Bench, settled, started, turn
 from tests.faults.proxy import Proxy, postgres_proxy, redis_proxy
 from tests.waiting import until
@@ -297,6 +297,26 @@ async def test_a_worker_that_waits_for_room_in_the_buffer_is_woken(
     await taking
     settling.cancel()
     await asyncio.gather(settling, return_exceptions=True)
+
+
+async def test_a_flush_waits_for_company_only_until_there_is_much(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settler, "GATHER_S", 60.0)
+    worker = await bench.worker(concurrency=100)
+    task = task_that(bench, "complete")
+    async with bench.app.database.sessions.begin() as session:
+        await bench.app.enqueue_many(session, [task.job() for _ in range(100)])
+    await bench.relay()
+    await started(worker)
+    await until(lambda: not worker.turns.runs, "the runs ended")
+
+    settling = asyncio.create_task(worker.settler.run())
+    await until(lambda: not worker.settler.pending, "the flush waited for no more")
+    settling.cancel()
+    await asyncio.gather(settling, return_exceptions=True)
+
+    await bench.assert_drained()
 
 
 # --- giving up -------------------------------------------------------------------------------------------------------
