@@ -82,11 +82,6 @@ OF_POSTGRESQL = (
                 "        ON outbox.id = asked.id AND outbox.generation = asked.generation\n",
                 "        ON outbox.id = asked.id\n",
             ),
-            Edit(
-                f"{_SQL}/complete.sql",
-                "WHERE outbox.id = ended.id AND outbox.generation = ended.generation\n",
-                "WHERE outbox.id = ended.id\n",
-            ),
         ),
         tests=("tests/integration/test_settle.py::test_complete_deletes_only_the_generation_that_ran",),
     ),

@@ -1,14 +1,13 @@
 -- Complete jobs: delete their rows if they are still at the generation that ran.
 -- Locked in id order, rows locked elsewhere passed over: one locked row stops no batch, two batches never deadlock.
-WITH ended AS (
-    SELECT outbox.id, outbox.generation
+-- Deleted by ctid, which the locks hold in place: what changed just before them is passed over too.
+DELETE FROM {schema}.outbox
+WHERE ctid = ANY (ARRAY(
+    SELECT outbox.ctid
     FROM {schema}.outbox
     JOIN unnest(CAST(:ids AS uuid[]), CAST(:generations AS int[])) AS asked (id, generation)
         ON outbox.id = asked.id AND outbox.generation = asked.generation
     ORDER BY outbox.id
     FOR UPDATE OF outbox SKIP LOCKED
-)
-DELETE FROM {schema}.outbox
-USING ended
-WHERE outbox.id = ended.id AND outbox.generation = ended.generation
-RETURNING outbox.id
+))
+RETURNING id
