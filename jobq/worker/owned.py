@@ -47,6 +47,12 @@ class Holding:
         """Whether it has a run that goes on, and that nobody has settled."""
         return self.task is not None and not self.task.done() and not self.is_settling
 
+    def interrupt(self, ending: Ending = Ending.SHUTDOWN) -> None:
+        """Cancel its run, if one goes on."""
+        if self.task is not None and self.is_running:
+            self.ending = ending
+            self.task.cancel()
+
 
 class Owned:
     """All holdings of a process, by queue."""

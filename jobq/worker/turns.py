@@ -29,7 +29,6 @@ from ..outage import Outage
 from ..outbox import settle
 from ..outbox.database import is_unavailable
 from ..outbox.line import Line
-from ..outbox.settle import Reschedule
 from ..run import Completion
 from ..settings import CRASHES_BEFORE_ALONE, WorkerSettings
 from .attempt import Attempt
@@ -354,11 +353,8 @@ class Turns:
         """These jobs have moved on without me: stop plain runs; ctx.complete() finds out by itself."""
         for raw in raws:
             holding = self._owned.find(queue, raw)
-            if holding is None or holding.is_settling or holding.task is None or holding.run is None:
-                continue
-            if holding.run.completion is Completion.UNUSED:
-                holding.ending = Ending.LOST
-                holding.task.cancel()
+            if holding is not None and holding.run is not None and holding.run.completion is Completion.UNUSED:
+                holding.interrupt(Ending.LOST)
 
     async def hand_back_unstarted(self) -> None:
         """Release what has not started, jobs that wait for a thread among it."""
@@ -366,32 +362,4 @@ class Turns:
         self._suspect = None
         await self._release_unstarted()
         for holding in self._executor.waiting:
-            self._interrupt(holding)
-
-    def cancel_runs(self) -> None:
-        """Interrupt what still runs; each settles as interrupted, unless it swallows the cancellation."""
-        for holding in self._owned.all():
-            self._interrupt(holding)
-
-    def postpone_runs(self) -> None:
-        """Let what cannot be interrupted run again after a lease: no sooner than a sweeper would, and as no crash.
-
-        What is inside ctx.complete() keeps its entry: its COMMIT may still come.
-        """
-        for holding in self._owned.all():
-            may_commit = holding.run is not None and holding.run.completion is Completion.OPEN
-            if holding.is_running and not may_commit:
-                self._settler.reschedule(holding, Reschedule(*holding.entry.key, self._settings.lease))
-
-    def _interrupt(self, holding: Holding) -> None:
-        if holding.task is not None and holding.is_running:
-            holding.ending = Ending.SHUTDOWN
-            holding.task.cancel()
-
-    async def wait_for_runs(self, seconds: float, *, even_in_a_hurry: bool = False) -> None:
-        """Wait until nothing runs, `seconds` at most, and not at all once there is a hurry."""
-        until = time.monotonic() + seconds
-        while self.runs and (even_in_a_hurry or not self._orders.hurry.is_set()):
-            if (left := until - time.monotonic()) <= 0:
-                return
-            await self._orders.wait(left)
+            holding.interrupt()

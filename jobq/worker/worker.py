@@ -1,4 +1,4 @@
-"""The worker process: registers, takes turns until told to stop, and leaves nothing behind.
+"""The worker process: registers, takes turns until told to stop, and shuts down.
 
 Beside the turns the heartbeat keeps the lease, the settler writes how runs ended, and the sweeper looks after
 dead workers. Called by cli. Calls everything else here.
@@ -35,6 +35,7 @@ from .orders import Orders
 from .owned import Owned
 from .recycling import Recycling, check_memory
 from .settler import Settler
+from .shutdown import Shutdown
 from .sweeper import SWEEP_EVERY_S, Sweeper
 from .turns import Turns
 
@@ -42,17 +43,7 @@ log = logging.getLogger(__name__)
 
 _UNPARK_EVERY_BEATS = 5
 _LOOK_EVERY_S = 5.0
-_CANCEL_WAIT_S = 3.0
-"""With what follows it, well within the 5 s beyond the grace that the pages ask of whoever kills a process."""
-_FLUSH_WAIT_S = 10.0
-_POSTPONE_WAIT_S = 3.0
 _TICK_S = 0.25
-_NAMED_JOBS = 20
-_DEREGISTER_TRIES = 8
-"""After an outage every pooled connection fails once."""
-_DEREGISTER_S = 5.0
-
-EXIT_LEFT_BEHIND = 6
 
 Milestone = Literal["ready", "recycling"]
 
@@ -86,7 +77,7 @@ class Worker:
                 group.start_soon(self._look_at_postgresql)
                 group.start_soon(self._tick)
                 await self.turns.take_until_stopped()
-                code = await self._shut_down()
+                code = await self.shutdown.run()
                 group.cancel_scope.cancel()
         return code
 
@@ -157,6 +148,17 @@ class Worker:
         )
         self.heartbeat = self.turns.heartbeat = self._make_heartbeat()
         stack.callback(self.heartbeat.stop)
+        self.shutdown = Shutdown(
+            settings,
+            self.name,
+            broker=self.broker,
+            owned=self.owned,
+            orders=self.orders,
+            turns=self.turns,
+            executor=self.executor,
+            settler=self.settler,
+            heartbeat=self.heartbeat,
+        )
         self.heartbeat.start()
         self._warn_of_small_pool()
         self.is_open = True
@@ -230,56 +232,6 @@ class Worker:
         for queue in self.settings.queues:
             while await self.turns.unpark(queue) >= UNPARKED_A_CALL:
                 pass
-
-    async def _shut_down(self) -> int:
-        """Hand back, wait, cancel, flush, deregister: in this order nothing is lost and little runs twice."""
-        log.info("worker draining", extra={"fields": {"worker": self.name, "running": len(self.turns.runs)}})
-        await self.turns.hand_back_unstarted()
-        self._tell_of_threads(logging.INFO, "waiting for synchronous jobs that cannot be interrupted")
-        await self.turns.wait_for_runs(self.settings.grace)
-        self._tell_of_threads(logging.WARNING, "synchronous jobs outlast the grace, and cannot be interrupted")
-        self.turns.cancel_runs()
-        await self.turns.wait_for_runs(_CANCEL_WAIT_S, even_in_a_hurry=True)
-        await self._flush(_FLUSH_WAIT_S)
-        self.settler.hand_back_unwritten()
-        await self._flush(_FLUSH_WAIT_S)
-        if self.turns.runs:
-            self.turns.postpone_runs()
-            await self._flush(_POSTPONE_WAIT_S)
-        # Crash here, or no PostgreSQL: what still runs keeps its entry, and is swept; that counts as a crash.
-        # Last of all: until here it vouched for what was not settled yet.
-        self.heartbeat.stop()
-        # Crash here: all is written and acked; a sweeper forgets this worker, and counts nothing.
-        if not len(self.owned):
-            await self._deregister()
-        left = max(len(self.owned), len(self.turns.runs))
-        fields = {"worker": self.name, "left": left}
-        log.log(logging.WARNING if left else logging.INFO, "worker stopped", extra={"fields": fields})
-        return EXIT_LEFT_BEHIND if left else 0
-
-    def _tell_of_threads(self, level: int, phrase: str) -> None:
-        """Name the jobs that keep the worker from stopping. Those that do not end in time run again after the lease."""
-        jobs = [f"{job.task} {job.id}" for job in self.executor.in_threads.values()]
-        if jobs:
-            log.log(level, phrase, extra={"fields": {"count": len(jobs), "jobs": jobs[:_NAMED_JOBS]}})
-
-    async def _flush(self, seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            await self.settler.flushed()
-
-    async def _deregister(self) -> None:
-        ends_at = time.monotonic() + _DEREGISTER_S
-        for attempt in range(1, _DEREGISTER_TRIES + 1):
-            try:
-                for queue in self.settings.queues:
-                    counters = await self.broker.beats(queue)
-                    if self.name in counters:
-                        await self.broker.sweep(queue, self.name, counters[self.name], {})
-                return
-            except TROUBLE as error:
-                if attempt == _DEREGISTER_TRIES or time.monotonic() > ends_at:
-                    log.warning("could not deregister, a sweeper will", extra={"fields": {"error": str(error)}})
-                    return
 
     def _warn_of_small_pool(self) -> None:
         """Of an engine that the application made, and may make larger, where a task could come to wait for it."""

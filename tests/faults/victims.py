@@ -101,7 +101,7 @@ class Steps:
         assert self._worker is not None
         self._worker.orders.stopping.set()
         self._go_on(self._worker.settler.run())
-        self._go_on(self._worker._shut_down())
+        self._go_on(self._worker.shutdown.run())
 
     def loses(self, job_id: UUID) -> None:
         pass  # it is stopped before it hears

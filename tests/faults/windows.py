@@ -518,7 +518,7 @@ WINDOWS: tuple[Window, ...] = (
         "stopping: not deregistered",
         _DRAINED,
         options=("--grace", "0"),
-        at=before("jobq.worker.worker:Worker._deregister"),
+        at=before("jobq.worker.shutdown:Shutdown._deregister"),
         then=Seen(rows=((2, 0, 0),)),
         runs={"wait": (NEW, (2, 0, 0))},
     ),

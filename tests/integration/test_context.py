@@ -663,7 +663,7 @@ async def test_a_cancellation_during_commit_waits_for_its_end(
 
     # Again and again, while PostgreSQL has time enough to act on a request to cancel.
     for _ in range(30):
-        worker.turns.cancel_runs()
+        worker.shutdown.cancel_runs()
         assert await is_committing(bench)
     assert len(worker.turns.runs) == 1
     await bench.db.execute("SELECT pg_advisory_unlock(42)")

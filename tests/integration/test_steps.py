@@ -169,7 +169,7 @@ async def test_a_step_survives_a_snooze_and_a_shutdown(bench: Bench) -> None:
     await make_due(bench)
     await started(worker)
     await gate.arrived.wait()
-    worker.turns.cancel_runs()
+    worker.shutdown.cancel_runs()
     await until(lambda: not worker.turns.runs, "the run was interrupted")
     await settled(worker)
     row = await bench.row(job_id)
@@ -962,7 +962,7 @@ async def test_a_cancellation_while_the_result_is_written_waits_for_it(
     await until(lambda: is_waiting_for_a_lock(bench), "the result is being written")
 
     for _ in range(10):
-        worker.turns.cancel_runs()
+        worker.shutdown.cancel_runs()
         assert await is_waiting_for_a_lock(bench)
     await holder.close()
     await until(lambda: not worker.turns.runs, "the run ended")
@@ -992,7 +992,7 @@ async def test_a_worker_that_stops_waits_for_a_result_no_longer_than_it_can(
     await until(lambda: is_waiting_for_a_lock(bench), "the result is being written")
 
     worker.orders.stopping.set()
-    worker.turns.cancel_runs()
+    worker.shutdown.cancel_runs()
     await until(lambda: not worker.turns.runs, "the run gave up")
     await holder.close()
     await settled(worker)
@@ -1020,7 +1020,7 @@ async def test_a_cancelled_run_waits_for_its_thread_and_keeps_the_result(bench: 
     await bench.commit_and_relay(task)
     await started(worker)
     await begun.wait()
-    worker.turns.cancel_runs()
+    worker.shutdown.cancel_runs()
     await asyncio.sleep(0)
     still_runs = len(worker.turns.runs)
     go_on.set()

@@ -15,8 +15,9 @@ from sqlalchemy.engine import make_url
 
 from jobq import Context, JobQ, SchemaMismatch
 from jobq.settings import WorkerSettings
-from jobq.worker import worker as worker_module
-from jobq.worker.worker import EXIT_LEFT_BEHIND, Worker
+from jobq.worker import shutdown
+from jobq.worker.shutdown import EXIT_LEFT_BEHIND
+from jobq.worker.worker import Worker
 from tests.builders import Bench, Gate, running, write_effect
 from tests.faults.proxy import postgres_proxy, redis_proxy
 from tests.waiting import until
@@ -373,7 +374,7 @@ async def assert_due_after_the_lease(bench: Bench, worker: Worker, job_id: UUID)
 async def test_a_task_that_swallows_its_cancellation_runs_again_after_the_lease_and_the_exit_code_says_so(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "_CANCEL_WAIT_S", 0.2)
+    monkeypatch.setattr(shutdown, "_CANCEL_WAIT_S", 0.2)
     gate = Gate()
 
     @bench.app.task
@@ -399,7 +400,7 @@ async def test_a_task_that_swallows_its_cancellation_runs_again_after_the_lease_
 async def test_a_task_that_swallows_its_cancellation_inside_complete_keeps_its_entry(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "_CANCEL_WAIT_S", 0.2)
+    monkeypatch.setattr(shutdown, "_CANCEL_WAIT_S", 0.2)
     gate = Gate()
 
     @bench.app.task
@@ -430,8 +431,8 @@ async def test_a_task_that_swallows_its_cancellation_inside_complete_keeps_its_e
 async def test_without_postgresql_what_cannot_be_interrupted_keeps_its_entry(
     shared_database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "_CANCEL_WAIT_S", 0.2)
-    monkeypatch.setattr(worker_module, "_POSTPONE_WAIT_S", 0.3)
+    monkeypatch.setattr(shutdown, "_CANCEL_WAIT_S", 0.2)
+    monkeypatch.setattr(shutdown, "_POSTPONE_WAIT_S", 0.3)
     release, arrived = threading.Event(), threading.Event()
     async with (
         postgres_proxy(shared_database_url) as (proxy, through),
@@ -462,7 +463,7 @@ async def test_without_postgresql_what_cannot_be_interrupted_keeps_its_entry(
 async def test_a_thread_that_does_not_end_is_named_and_its_job_runs_again_after_the_lease(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, hurry: bool
 ) -> None:
-    monkeypatch.setattr(worker_module, "_CANCEL_WAIT_S", 0.2)
+    monkeypatch.setattr(shutdown, "_CANCEL_WAIT_S", 0.2)
     caplog.set_level(logging.INFO)
     release, arrived = threading.Event(), threading.Event()
 
@@ -542,7 +543,7 @@ async def test_completions_are_flushed_before_the_end(bench: Bench) -> None:
 async def test_without_postgresql_unwritten_runs_are_released(
     shared_database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "_FLUSH_WAIT_S", 0.3)
+    monkeypatch.setattr(shutdown, "_FLUSH_WAIT_S", 0.3)
     async with (
         postgres_proxy(shared_database_url) as (proxy, through),
         Bench.open(shared_database_url, redis_url, database=through) as bench,
@@ -566,7 +567,7 @@ async def test_without_postgresql_unwritten_runs_are_released(
 async def test_without_redis_rows_are_settled_and_the_list_is_left_to_a_sweeper(
     shared_database_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "_FLUSH_WAIT_S", 0.3)
+    monkeypatch.setattr(shutdown, "_FLUSH_WAIT_S", 0.3)
     async with (
         redis_proxy(redis_url) as (proxy, through),
         Bench.open(shared_database_url, redis_url, redis=through) as bench,

@@ -10,6 +10,7 @@ _HEARTBEAT = "jobq/worker/heartbeat.py"
 _SETTLER = "jobq/worker/settler.py"
 _SWEEPER = "jobq/worker/sweeper.py"
 _WORKER = "jobq/worker/worker.py"
+_SHUTDOWN = "jobq/worker/shutdown.py"
 
 OF_WORKER = (
     Mutation(
@@ -127,7 +128,7 @@ OF_WORKER = (
     Mutation(
         name="stop-counts-as-crash",
         breaks="What a stopping worker cannot interrupt is left to a sweeper, which counts a crash.",
-        edits=(Edit(_WORKER, "            self.turns.postpone_runs()\n", ""),),
+        edits=(Edit(_SHUTDOWN, "            self._postpone_runs()\n", ""),),
         tests=(
             "tests/integration/test_worker.py"
             "::test_a_task_that_swallows_its_cancellation_runs_again_after_the_lease_and_the_exit_code_says_so",
