@@ -45,7 +45,7 @@ def table(outcome: Outcome) -> str:
             count = len(windows) if about != NO_FAULT else ""
             jobs = sum(window.jobs for window in windows)
             duplicates = sum(len(window.duplicates) for window in windows)
-            allowed = sum(window.strike.bound for window in windows)
+            allowed = sum(window.bound for window in windows)
             slowest = f"{max(window.recovery_s for window in windows):.1f} s" if about != NO_FAULT else ""
             lines.append(f"| {about} | {count} | {jobs:,} | {duplicates} | {allowed} | {slowest} |")
     return "\n".join(lines)

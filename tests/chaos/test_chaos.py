@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -176,10 +176,23 @@ async def test_the_checker_finds(invariant: str, database_url: str, tmp_path: Pa
     assert invariant in found.broken
 
 
-async def judged(url: str, folder: Path, planted: list[str]) -> Findings:
+@pytest.mark.parametrize(("runs", "is_allowed"), [(2, True), (3, False)])
+async def test_a_run_may_be_repeated_once_whose_end_postgresql_lost(
+    runs: int, is_allowed: bool, database_url: str, tmp_path: Path
+) -> None:
+    again = [run(f"r{number}", at=100 * number) for number in range(2, runs + 1)]
+
+    found = await judged(database_url, tmp_path, [*FINE, *again], rewound=[(90.0, 110.0)])
+
+    assert ("I5 duplicate runs stay under the bound of the fault" in found.broken) is not is_allowed
+
+
+async def judged(
+    url: str, folder: Path, planted: list[str], *, rewound: Sequence[tuple[float, float]] = ()
+) -> Findings:
     """Look at what was planted, with one window in which a worker was killed that held the job."""
     dead = Death("w-2", 50.0, [(JOB, 1)], [(JOB, 1)] if went() in planted else [])
-    windows = [Window(("kill_worker",), 0.0, Strike(bound=0, deaths=[dead]))]
+    windows = [Window(("kill_worker",), 0.0, Strike(bound=0, deaths=[dead], rewound=list(rewound)))]
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(TABLES)
