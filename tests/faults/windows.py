@@ -182,9 +182,9 @@ _NOT_SWEPT = (
 )
 _SWEPT = "jobq/worker/sweeper.py: or no answer: the entries are ready again, and the worker is forgotten."
 _STILL_BEATING = (
-    "jobq/worker/worker.py: or no PostgreSQL: what still runs keeps its entry, and is swept; that counts as a crash."
+    "jobq/worker/shutdown.py: or no PostgreSQL: what still runs keeps its entry, and is swept; that counts as a crash."
 )
-_DRAINED = "jobq/worker/worker.py: all is written and acked; a sweeper forgets this worker, and counts nothing."
+_DRAINED = "jobq/worker/shutdown.py: all is written and acked; a sweeper forgets this worker, and counts nothing."
 
 
 def _application(name: str, where: str, table: str, **rest: Any) -> Window:
