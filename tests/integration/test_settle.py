@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 import pytest
 
 from jobq.outbox import settle
+from jobq.outbox.database import Database
 from jobq.outbox.settle import Burial, Reschedule
+from jobq.outbox.statement import _for_asyncpg
 
 SCHEMA = "jobq"
 
@@ -133,6 +136,44 @@ async def test_two_batches_in_opposite_order_do_not_deadlock(
 
     assert (mine, theirs) == ({first}, {second})
     assert rest == [set(), set()], "neither waited for the other"
+
+
+@pytest.mark.parametrize("statement", [*STATEMENTS, "read", "generations", "reread"])
+async def test_rows_are_looked_up_by_id_though_statistics_say_that_the_table_is_empty(
+    database_url: str, statement: str
+) -> None:
+    """They do when a vacuum came while a large transaction was filling it, until the next one comes."""
+    database = Database.of(database_url)
+    connection = await database.connect(schema=SCHEMA, name="test")
+    async with other_connection(database_url) as other, other.transaction():
+        await insert_many(other, 5_000)
+        await connection.execute("VACUUM ANALYZE jobq.outbox")
+    told = await connection.fetchrow("SELECT relpages, reltuples FROM pg_class WHERE oid = 'jobq.outbox'::regclass")
+    query, names = _for_asyncpg(statement, SCHEMA)
+    await connection.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE asked AS {query}")
+
+    plan = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE asked ({', '.join(['NULL'] * len(names))})")
+
+    await connection.close()
+    assert told["relpages"] > 10
+    assert told["reltuples"] == 0
+    scans = [node for node in nodes_of(plan[0]["Plan"]) if node.get("Relation Name") == "outbox"]
+    scans = [node for node in scans if node["Node Type"] != "ModifyTable"]
+    assert scans
+    assert [node for node in scans if not node.keys() & {"Index Cond", "TID Cond"}] == []
+
+
+async def insert_many(db: asyncpg.Connection, count: int) -> None:
+    await db.execute(
+        "INSERT INTO jobq.outbox (id, queue, task, args)"
+        f" SELECT gen_random_uuid(), 'default', 'note', '{{}}' FROM generate_series(1, {count})"
+    )
+
+
+def nodes_of(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for below in node.get("Plans", []):
+        yield from nodes_of(below)
 
 
 async def test_reschedule_after_a_failure_moves_the_job_on_by_the_clock_of_the_database(

@@ -79,8 +79,8 @@ OF_POSTGRESQL = (
         edits=(
             Edit(
                 f"{_SQL}/complete.sql",
-                "        ON outbox.id = asked.id AND outbox.generation = asked.generation\n",
-                "        ON outbox.id = asked.id\n",
+                "        WHERE outbox.id = asked.id AND outbox.generation = asked.generation\n",
+                "        WHERE outbox.id = asked.id\n",
             ),
         ),
         tests=("tests/integration/test_settle.py::test_complete_deletes_only_the_generation_that_ran",),

@@ -1,19 +1,26 @@
--- Move jobs to the dead, if they are still at the generation that ended. Locked as in complete.sql.
+-- Move jobs to the dead, if they are still at the generation that ended. Looked up and locked as in
+-- complete.sql.
 WITH ended AS (
-    SELECT outbox.id, outbox.generation, asked.reason, asked.failed, asked.error_type, asked.error
-    FROM {schema}.outbox
-    JOIN unnest(
-        CAST(:ids AS uuid[]), CAST(:generations AS int[]), CAST(:reasons AS text[]), CAST(:failed AS boolean[]),
-        CAST(:error_types AS text[]), CAST(:errors AS text[])
-    ) AS asked (id, generation, reason, failed, error_type, error)
-        ON outbox.id = asked.id AND outbox.generation = asked.generation
-    ORDER BY outbox.id
-    FOR UPDATE OF outbox SKIP LOCKED
+    SELECT found.ctid, asked.reason, asked.failed, asked.error_type, asked.error
+    FROM (
+        SELECT *
+        FROM unnest(
+            CAST(:ids AS uuid[]), CAST(:generations AS int[]), CAST(:reasons AS text[]), CAST(:failed AS boolean[]),
+            CAST(:error_types AS text[]), CAST(:errors AS text[])
+        ) AS asked (id, generation, reason, failed, error_type, error)
+        ORDER BY id
+    ) AS asked
+    CROSS JOIN LATERAL (
+        SELECT outbox.ctid
+        FROM {schema}.outbox
+        WHERE outbox.id = asked.id AND outbox.generation = asked.generation
+        FOR UPDATE SKIP LOCKED
+    ) AS found
 ),
 gone AS (
     DELETE FROM {schema}.outbox
     USING ended
-    WHERE outbox.id = ended.id AND outbox.generation = ended.generation
+    WHERE outbox.ctid = ended.ctid
     RETURNING
         outbox.id, outbox.generation, outbox.queue, outbox.task, outbox.args, outbox.priority, outbox.run_at,
         outbox.attempts + CASE WHEN ended.failed THEN 1 ELSE 0 END AS attempts, outbox.crashes,
