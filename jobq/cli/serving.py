@@ -174,7 +174,8 @@ def end_with(
 def garbage_looked_for_seldom() -> Iterator[None]:
     """Keep the cycle collector from walking the live jobs, and all that was imported, thousands of times for nothing.
 
-    It costs a busy worker a fifth of its time. An application that has set a threshold of its own keeps it.
+    It costs a busy worker a fifth of its time. An application that has set a threshold of its own keeps it. Put back
+    afterwards, for a command may be run inside another process.
     """
     if gc.get_threshold() != _PYTHONS_THRESHOLD:
         yield

@@ -80,7 +80,8 @@ class Page:
     lists: dict[tuple[str, int], list[tuple[UUID, int]]]
     """By queue and priority the id and generation of those that are due, in id order."""
     last: UUID
-    """Where the next page begins."""
+    """The id behind which the next page begins."""
+    is_empty: bool
     is_last: bool
 
 
@@ -125,11 +126,12 @@ async def clock(connection: asyncpg.Connection, schema: str, *, ahead_s: float) 
 async def page(connection: asyncpg.Connection, schema: str, *, after: UUID, overdue_s: float, limit: int) -> Page:
     """The next `limit` rows by id, of which those count as due that have been so for `overdue_s` seconds."""
     rows = await _ask(_page, connection, schema, after=after, overdue_s=overdue_s, limit=limit)
-    lists = defaultdict(list)
+    lists: dict[tuple[str, int], list[tuple[UUID, int]]] = defaultdict(list)
     for id_, generation, queue, priority, is_due in rows:
         if is_due:
             lists[queue, priority].append((id_, generation))
-    return Page(lists, last=rows[-1][0] if rows else after, is_last=len(rows) < limit)
+    last = rows[-1][0] if rows else after
+    return Page(dict(lists), last, is_empty=not rows, is_last=len(rows) < limit)
 
 
 async def reread(connection: asyncpg.Connection, schema: str, ids: Sequence[UUID]) -> list[str]:

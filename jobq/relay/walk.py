@@ -87,7 +87,7 @@ class Walk:
         page = await follow.page(
             self._connection, self._schema, after=self._position, overdue_s=overdue_s, limit=self._settings.page
         )
-        if page.last == self._position:
+        if page.is_empty:
             self._finish()
         else:
             self._page = page
@@ -118,23 +118,24 @@ class Walk:
                 await self._bring(at, rows)
 
     def _is_wanted(self, at: ReadyList, page: Page) -> bool:
-        """Whether to compare what a page has of a list."""
-        is_covered = self._repair is not None and self._repair.covers(at, page.last)
-        if self._backlog.is_held(at[0]):
-            if is_covered:
-                self._leave(at, page)
-            return False
-        return is_covered if self._repair is not None else not self._backlog.is_full(*at)
+        """Whether to compare what a page has of a list; of one that is held, it is left to a later walk.
 
-    def _leave(self, at: ReadyList, page: Page) -> None:
-        assert self._repair is not None
-        self._repair.left.add(at)
-        self._backlog.mark(*at, before=page.lists[at][0][0])
+        A repair may begin inside the page. What lies before comes along: Redis knows it, or lacks it as well.
+        """
+        is_held = self._backlog.is_held(at[0])
+        if self._repair is None:
+            return not is_held and not self._backlog.is_full(*at)
+        if not self._repair.covers(at, page.last):
+            return False
+        if is_held:
+            self._repair.left.add(at)
+            self._backlog.mark(*at, before=page.lists[at][0][0])
+        return not is_held
 
     async def _bring(self, at: ReadyList, rows: list[tuple[UUID, int]]) -> None:
         queue, priority = at
         known = await self._broker.known(queue, [id_ for id_, _ in rows])
-        missing = [id_ for (id_, generation), it in zip(rows, known, strict=True) if it < generation]
+        missing = [id_ for (id_, generation), has in zip(rows, known, strict=True) if has < generation]
         if not missing:
             return
         entries = await follow.reread(self._connection, self._schema, missing)

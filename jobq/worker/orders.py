@@ -1,6 +1,7 @@
 """What a worker is told from outside: to be quiet, to stop, to hurry.
 
-Invariant: an order is never taken back. No I/O. Given by cli and recycling. Read by worker, turns, fetching and checks.
+Invariant: an order is never taken back. No I/O. Given by cli and recycling. Read by worker, turns, fetching, shutdown
+and checks.
 """
 
 from __future__ import annotations

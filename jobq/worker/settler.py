@@ -1,12 +1,12 @@
 """The settler: how runs end in both stores, many at a time.
 
-1. Runs that ended wait in a buffer: for a few milliseconds, or until there are many.
+1. Runs that ended wait in a buffer for a few milliseconds, unless there are many already.
 2. One statement for each kind of end writes them to PostgreSQL; what it passed over is read, and waits if it is
    still at its generation.
 3. Only then are their entries acked in Redis (MUST): until the commit is certain they must stay reachable.
 
-Nothing leaves the buffer before both stores have answered, however long one is away. Called by worker and
-executor. Calls outbox.settle, broker and burial.
+Nothing leaves the buffer before both stores have answered, however long one is away. Called by worker,
+executor, turns and shutdown. Calls outbox.settle, broker and burial.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 GATHER_S = 0.002
 """How long a flush waits for company: with the buffer's size, the runs that a crash can repeat."""
 _COMPANY = 100
-"""Runs in the buffer from which a flush waits for no more."""
+"""Runs in the buffer from which a flush does not wait."""
 BUFFER_LIMIT = 500
 """Runs in the buffer beyond which a worker fetches nothing; one of many slots has room for two batches."""
 _RETRY_LOCKED_S = 0.05

@@ -1,7 +1,7 @@
 """How a worker stops: hand back, wait, cancel, flush, deregister.
 
 Invariant: in this order nothing is lost and little runs twice; whatever a task does with its cancellation and
-whichever store is away, it comes to an end. Called by worker. Calls all that a worker has.
+whichever store is away, it comes to an end. Called by worker. Calls turns, executor, settler, heartbeat and broker.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EXIT_LEFT_BEHIND = 6
 
 
 class Shutdown:
-    """The last thing one worker does."""
+    """How one worker leaves nothing behind."""
 
     def __init__(
         self,

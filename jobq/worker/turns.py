@@ -5,7 +5,8 @@
 2. `read` reads their rows on the primary: a row that is gone or has moved on is never run, whatever Redis says.
 3. `start` runs them; a job that killed its worker before runs with nothing beside it.
 
-Called by worker and, with its findings, by the heartbeat. Calls fetching, broker, outbox.settle, executor and settler.
+Called by worker, shutdown and, with its findings, the heartbeat. Calls fetching, broker, outbox.settle, executor and
+settler.
 """
 
 from __future__ import annotations

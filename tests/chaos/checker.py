@@ -135,7 +135,7 @@ what the first of them did, that was the cause, however late the second comes.""
 _LOST = """
     SELECT count(*) FROM chaos.told AS t
     WHERE t.what = 'kept' AND NOT EXISTS (SELECT FROM chaos.orders AS o WHERE o.id = t.order_id)"""
-_BEGUN = "SELECT count(*) FROM chaos.run WHERE at BETWEEN $1 AND $2"
+_REPEATABLE = "SELECT count(DISTINCT (job_id, generation)) FROM chaos.run WHERE at BETWEEN $1 AND $2"
 _CRASHES = f"SELECT extract(epoch FROM at), job_id, generation FROM chaos.history WHERE {_IS_CRASH} ORDER BY at"
 _ENDS = "SELECT extract(epoch FROM at) FROM chaos.history WHERE next IS NULL ORDER BY at"
 _RESTARTS = f"""
@@ -155,8 +155,8 @@ class Window:
     since: float
     strike: Strike
     recovery_s: float = 0.0
-    rewound: int = 0
-    """Runs that began while PostgreSQL answered with commits that it then lost: each may have to run again."""
+    repeatable: int = 0
+    """Generations that ran while PostgreSQL answered with commits that it then lost: each may have to run again."""
     jobs: int = 0
     duplicates: list[tuple[Any, ...]] = field(default_factory=list)
     crashes: list[tuple[Any, ...]] = field(default_factory=list)
@@ -164,7 +164,7 @@ class Window:
     @property
     def bound(self) -> int:
         """Duplicate runs that are allowed."""
-        return self.strike.bound + self.rewound
+        return self.strike.bound + self.repeatable
 
 
 @dataclass
@@ -233,8 +233,7 @@ async def check(connection: asyncpg.Connection, windows: Sequence[Window]) -> Fi
     for row in await connection.fetch(_ENDS):
         _window(windows, float(row[0])).jobs += 1
     for window in windows:
-        for times in window.strike.rewound:
-            window.rewound += await connection.fetchval(_BEGUN, *times)
+        window.repeatable = sum([await connection.fetchval(_REPEATABLE, *times) for times in window.strike.rewound])
         _judge(found, window)
     return found
 

@@ -38,7 +38,7 @@ class Strike:
     """What a fault did."""
 
     bound: int
-    """Duplicate runs that it may cause, beside one for each run that began while `rewound`."""
+    """Duplicate runs that it may cause, beside one for each generation that ran while `rewound`."""
     crashes: int = 0
     """Crashes that may be counted because of it."""
     deaths: list[Death] = field(default_factory=list)

@@ -67,10 +67,12 @@ def slot_on_the_move(nodes: Cluster, queue: str, to: ClusterNode) -> Iterator[Cl
     slot, source = slot_of(queue), owner(nodes, queue)
     to.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
     source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", to.id)
-    yield source
-    move_keys(source, queue, to, 1000)
-    for node in (to, source, *nodes.nodes):
-        node.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
+    try:
+        yield source
+    finally:
+        move_keys(source, queue, to, 1000)
+        for node in (to, source, *nodes.nodes):
+            node.ask("CLUSTER", "SETSLOT", slot, "NODE", to.id)
 
 
 def move_keys(source: ClusterNode, queue: str, to: ClusterNode, count: int) -> int:

@@ -299,23 +299,28 @@ async def test_a_worker_that_waits_for_room_in_the_buffer_is_woken(
     await asyncio.gather(settling, return_exceptions=True)
 
 
-async def test_a_flush_waits_for_company_only_until_there_is_much(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("runs", [99, 100])
+async def test_a_flush_waits_for_company_unless_it_has_much(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, runs: int
 ) -> None:
     monkeypatch.setattr(settler, "GATHER_S", 60.0)
     worker = await bench.worker(concurrency=100)
     task = task_that(bench, "complete")
     async with bench.app.database.sessions.begin() as session:
-        await bench.app.enqueue_many(session, [task.job() for _ in range(100)])
+        await bench.app.enqueue_many(session, [task.job() for _ in range(runs)])
     await bench.relay()
     await started(worker)
     await until(lambda: not worker.turns.runs, "the runs ended")
 
     settling = asyncio.create_task(worker.settler.run())
-    await until(lambda: not worker.settler.pending, "the flush waited for no more")
+    for _ in range(10):
+        await asyncio.sleep(0)
+    is_waiting = not worker.settler._in_hand
     settling.cancel()
     await asyncio.gather(settling, return_exceptions=True)
 
+    assert is_waiting is (runs < 100)
+    await settled(worker)
     await bench.assert_drained()
 
 

@@ -16,6 +16,7 @@ from jobq.outbox.settle import Reschedule, reschedule
 from jobq.relay.walk import Walk
 from tests.faults.proxy import redis_proxy
 from tests.relay_rows import SCHEMA, RelayUnderTest, add, delete, entries, open_relay, own_connection
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -257,6 +258,55 @@ async def test_a_walk_whose_lists_are_all_full_reads_no_further(database_url: st
             await relay.turn_until(lambda: has_length(relay, 10), "the list is full again")
             await relay.turn()
             assert not walk.is_repairing
+
+
+# --- repairs
+
+
+async def forget(relay: RelayUnderTest, ids: list[UUID], *, priority: int) -> None:
+    """Let Redis lose jobs of one list."""
+    keys = relay.broker.keys("default")
+    for id_, entry in zip(ids, entries(ids, priority=priority), strict=True):
+        await relay.broker.client.hdel(keys.known, id_.hex)
+        await relay.broker.client.lrem(keys.ready[priority - 1], 1, entry)
+
+
+async def test_a_repair_that_begins_inside_a_page_brings_all_that_is_behind_its_start(
+    database_url: str, redis_url: str
+) -> None:
+    async with open_relay(database_url, redis_url) as relay:
+        ids = [id_ for priority in (1, 3) * 3 for id_ in await add(relay.database, priority=priority)]
+        await relay.settle()
+        of_one, of_three = ids[0::2], ids[1::2]
+        for priority, lost in ((1, of_one), (3, of_three[1:])):
+            await forget(relay, lost, priority=priority)
+            relay.leader._backlog.mark("default", priority, before=lost[0])
+
+        await relay.settle()
+
+        assert await relay.ready(priority=1) == entries(of_one, priority=1)
+        assert await relay.ready(priority=3) == entries(of_three, priority=3)
+
+
+async def test_what_a_full_redis_refuses_is_brought_later_of_every_list(database_url: str, redis_url: str) -> None:
+    async with open_relay(database_url, redis_url) as relay:
+        ids = {priority: await add(relay.database, 3, priority=priority) for priority in (1, 3)}
+        await relay.settle()
+        for priority, lost in ids.items():
+            await forget(relay, lost, priority=priority)
+        relay.leader._backlog.mark_all()
+        await relay.leader._walk.step()
+        await relay.broker.client.config_set("maxmemory", 1)
+        try:
+            await relay.leader._walk.step()
+        finally:
+            await relay.broker.client.config_set("maxmemory", 0)
+        assert relay.leader._backlog.is_held("default")
+
+        await until(lambda: not relay.leader._backlog.is_held("default"), "the refusal is over")
+        await relay.settle()
+        for priority, lost in ids.items():
+            assert await relay.ready(priority=priority) == entries(lost, priority=priority)
 
 
 # --- losses

@@ -46,8 +46,8 @@ OF_RELAY = (
             Edit(
                 _WALK,
                 "        known = await self._broker.known(queue, [id_ for id_, _ in rows])\n"
-                "        missing = [id_ for (id_, generation), it in zip(rows, known, strict=True) "
-                "if it < generation]\n"
+                "        missing = [id_ for (id_, generation), has in zip(rows, known, strict=True) "
+                "if has < generation]\n"
                 "        if not missing:\n"
                 "            return\n"
                 "        entries = await follow.reread(self._connection, self._schema, missing)\n",
