@@ -159,7 +159,7 @@ OF_POSTGRESQL = (
     Mutation(
         name="crash-not-counted",
         breaks="The death of its worker leaves no mark on a job.",
-        edits=(Edit(f"{_SQL}/crash.sql", "crashes = outbox.crashes + 1\n", "crashes = outbox.crashes\n"),),
+        edits=(Edit(f"{_SQL}/crash.sql", "crashes = crashes + 1\n", "crashes = crashes\n"),),
         tests=(
             "tests/integration/test_settle.py::test_a_crash_is_counted_once_however_often_it_is_reported",
             "tests/integration/test_sweeper.py::test_three_crashes_in_a_row_bury_a_job_as_poison",
@@ -168,7 +168,7 @@ OF_POSTGRESQL = (
     Mutation(
         name="crash-without-fence",
         breaks="A crash leaves the generation as it was.",
-        edits=(Edit(f"{_SQL}/crash.sql", "SET generation = outbox.generation + 1, crashes", "SET crashes"),),
+        edits=(Edit(f"{_SQL}/crash.sql", "SET generation = generation + 1, crashes", "SET crashes"),),
         tests=(
             "tests/integration/test_settle.py::test_a_crash_is_counted_once_however_often_it_is_reported",
             "tests/integration/test_sweeper.py::test_two_sweepers_at_the_same_time_count_a_crash_once",
