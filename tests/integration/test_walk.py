@@ -288,25 +288,25 @@ async def test_a_repair_that_begins_inside_a_page_brings_all_that_is_behind_its_
         assert await relay.ready(priority=3) == entries(of_three, priority=3)
 
 
-async def test_what_a_full_redis_refuses_is_brought_later_of_every_list(database_url: str, redis_url: str) -> None:
+async def test_a_repair_that_meets_a_full_redis_is_done_later_in_full(database_url: str, redis_url: str) -> None:
     async with open_relay(database_url, redis_url) as relay:
-        ids = {priority: await add(relay.database, 3, priority=priority) for priority in (1, 3)}
+        lost = await add(relay.database, 3, priority=3)
         await relay.settle()
-        for priority, lost in ids.items():
-            await forget(relay, lost, priority=priority)
+        await forget(relay, lost, priority=3)
         relay.leader._backlog.mark_all()
         await relay.leader._walk.step()
         await relay.broker.client.config_set("maxmemory", 1)
         try:
-            await relay.leader._walk.step()
+            refused = await add(relay.database, priority=1)
+            await relay.turn()
         finally:
             await relay.broker.client.config_set("maxmemory", 0)
         assert relay.leader._backlog.is_held("default")
 
         await until(lambda: not relay.leader._backlog.is_held("default"), "the refusal is over")
         await relay.settle()
-        for priority, lost in ids.items():
-            assert await relay.ready(priority=priority) == entries(lost, priority=priority)
+        assert await relay.ready(priority=1) == entries(refused, priority=1)
+        assert await relay.ready(priority=3) == entries(lost, priority=3)
 
 
 # --- losses
