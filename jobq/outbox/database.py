@@ -59,6 +59,8 @@ _SESSION = {
     "enable_mergejoin": "off",
     "jit": "off",
 }
+_PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan"}
+"""To plan a statement of ours anew costs PostgreSQL more than most of them do, and brings the same plan."""
 _ENDLESS = {"idle_in_transaction_session_timeout": "0"}
 _POOL_FOR_URL = {"pool_size": 10, "max_overflow": 20}
 """For `ctx.complete()` alone, whose transactions are short: jobs take turns, whatever the concurrency, and several
@@ -154,9 +156,12 @@ class Database:
         size = getattr(pool, "size", None)
         return None if size is None or overflow < 0 else int(size()) + int(overflow)
 
-    async def connect(self, *, schema: str, name: str, holds_locks: bool = False) -> asyncpg.Connection:
+    async def connect(
+        self, *, schema: str, name: str, holds_locks: bool = False, repeats: bool = False
+    ) -> asyncpg.Connection:
         """Open a connection of jobq's own on the primary. `name` is what pg_stat_activity shows.
 
+        On one that `repeats` its statements PostgreSQL plans each of them once.
         One that `holds_locks` keeps them until it is closed. Where a pooler keeps no sessions, it is handed over in
         a transaction that is never ended: write nothing through it, and LISTEN does nothing there.
 
@@ -165,12 +170,13 @@ class Database:
         """
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             connection = await self._open()
+            session = _SESSION | {"application_name": name} | (_PLANNED_ONCE if repeats else {})
             try:
                 if await self._is_session_kept(connection):
-                    await _set(connection, _SESSION | {"application_name": name}, is_local=False)
+                    await _set(connection, session, is_local=False)
                 elif holds_locks:
                     await connection.execute(_KEEP)
-                    await _set(connection, _SESSION | _ENDLESS | {"application_name": name}, is_local=True)
+                    await _set(connection, session | _ENDLESS, is_local=True)
                 else:
                     await _require_read_committed(connection)
                 await self._check_identity(connection, schema)

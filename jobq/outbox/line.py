@@ -39,7 +39,9 @@ class Line:
             try:
                 async with asyncio.timeout(DEADLINE_S):
                     if self._connection is None or self._connection.is_closed():
-                        self._connection = await self._database.connect(schema=self._schema, name=self._name)
+                        self._connection = await self._database.connect(
+                            schema=self._schema, name=self._name, repeats=True
+                        )
                     yield self._connection
             except BaseException:
                 self._drop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 
 import anyio
 import asyncpg
@@ -63,6 +64,7 @@ class Relay:
         async with anyio.create_task_group() as group:
             janitor = Janitor(self._database, self._schema, self._settings)
             group.start_soon(janitor.run, lambda: self.is_leading)
+            group.start_soon(self._wake_at, stopping)
             while not stopping.is_set():
                 self.pulse.tick()
                 try:
@@ -72,6 +74,12 @@ class Relay:
             group.cancel_scope.cancel()
         self.pulse.rest()
         await self._client.aclose()
+
+    async def _wake_at(self, stopping: asyncio.Event) -> None:
+        """Have a leader that rests look up when it is to stop."""
+        await stopping.wait()
+        if self._leader is not None:
+            self._leader.woken.set()
 
     def checks(self) -> list[Check]:
         """What keeps this relay from its work, as far as it knows. Safe from any thread; asks nobody."""
@@ -108,14 +116,16 @@ class Relay:
             log.info("relay leads", extra={"fields": {"schema": self._schema}})
             while not stopping.is_set():
                 self.pulse.tick()
-                await pause(await leader.step(), stopping, leader.woken)
+                await pause(await leader.step(), leader.woken)
         finally:
             self.is_leading = False
             self._is_standing_by = False
             connection.terminate()
 
     async def _connect(self) -> asyncpg.Connection:
-        connection = await self._database.connect(schema=self._schema, name="jobq:relay", holds_locks=True)
+        connection = await self._database.connect(
+            schema=self._schema, name="jobq:relay", holds_locks=True, repeats=True
+        )
         try:
             await self._check_tables(connection)
             await follow.keep_alive(connection, self._schema)
@@ -175,17 +185,14 @@ async def stand_by(
     return False
 
 
-async def pause(seconds: float, *events: asyncio.Event) -> None:
-    """Wait `seconds`, or until one of the events is set."""
+async def pause(seconds: float, until: asyncio.Event) -> None:
+    """Wait `seconds`, or until the event is set."""
     if seconds <= 0:
         await asyncio.sleep(0)
         return
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await until.wait()
 
 
 async def _read_tokens(broker: Broker, outage: Outage) -> dict[str, bytes | None] | None:

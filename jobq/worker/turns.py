@@ -157,7 +157,8 @@ class Turns:
     async def _start_batch(self, holdings: list[Holding], jobs: dict[UUID, Job]) -> None:
         """Start a batch; after one that ended at once, have the next fetched and read while this one runs.
 
-        One that fills the slots is given two passes of the loop: by then what waits for nothing has ended.
+        A pass of the loop brings each run to its first pause, before this one asks for more. A batch that fills the
+        slots is given a second one: by then what waits for nothing has ended.
         """
         if self._is_quick:
             self._coming = asyncio.create_task(self._fetch_and_read(len(holdings)))
@@ -165,8 +166,8 @@ class Turns:
         began = time.monotonic()
         self._start(holdings, jobs)
         self._is_quick = False
+        await asyncio.sleep(0)
         if len(holdings) >= max(self._settings.concurrency, _WORTH_FETCHING_ON):
-            await asyncio.sleep(0)
             await asyncio.sleep(0)
             self._is_quick = not self.runs and time.monotonic() - began < _QUICK_S
 

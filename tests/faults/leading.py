@@ -18,7 +18,7 @@ async def leading(bench: Bench) -> AsyncIterator[None]:
 
     async def lead() -> None:
         while not stopping.is_set():
-            await pause(await leader.step(), stopping, leader.woken)
+            await pause(await leader.step(), leader.woken)
 
     async with asyncio.TaskGroup() as group:
         group.create_task(lead())
@@ -26,3 +26,4 @@ async def leading(bench: Bench) -> AsyncIterator[None]:
             yield
         finally:
             stopping.set()
+            leader.woken.set()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from uuid import uuid4
 
 import pytest
 
 from jobq.outbox import database as database_module
 from jobq.outbox import line as line_module
+from jobq.outbox import settle
 from jobq.outbox.database import Database
 from jobq.outbox.line import Line
 from tests.faults.proxy import postgres_proxy
@@ -32,6 +34,17 @@ async def test_the_same_connection_serves_again_and_again(line: Line) -> None:
 
     assert second is first
     assert name == "jobq:test"
+
+
+async def test_statements_that_come_again_and_again_are_planned_once(line: Line) -> None:
+    async with line.open() as connection:
+        for number in range(10):
+            await settle.read(connection, "jobq", [uuid4()])
+            await settle.complete(connection, "jobq", [(uuid4(), number + 1)])
+        query = "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement LIKE $1"
+        planned = await connection.fetch(query, '%"jobq".outbox%')
+
+    assert [tuple(counts) for counts in planned] == [(10, 0), (10, 0)]
 
 
 async def test_a_connection_that_saw_an_error_is_not_used_again(line: Line) -> None:

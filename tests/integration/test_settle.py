@@ -138,19 +138,22 @@ async def test_two_batches_in_opposite_order_do_not_deadlock(
     assert rest == [set(), set()], "neither waited for the other"
 
 
-@pytest.mark.parametrize("statement", [*STATEMENTS, "read", "generations", "reread"])
-async def test_rows_are_looked_up_by_id_though_statistics_say_that_the_table_is_empty(
+OF_THE_RELAY = ["poll", "timers", "page", "reread", "tidy_keys", "tidy_steps"]
+
+
+@pytest.mark.parametrize("statement", [*STATEMENTS, "read", "generations", *OF_THE_RELAY])
+async def test_rows_are_found_by_an_index_though_statistics_say_that_the_table_is_empty(
     database_url: str, statement: str
 ) -> None:
     """They do when a vacuum came while a large transaction was filling it, until the next one comes."""
     database = Database.of(database_url)
-    connection = await database.connect(schema=SCHEMA, name="test")
+    connection = await database.connect(schema=SCHEMA, name="test", repeats=True)
     async with other_connection(database_url) as other, other.transaction():
         await insert_many(other, 5_000)
         await connection.execute("VACUUM ANALYZE jobq.outbox")
     told = await connection.fetchrow("SELECT relpages, reltuples FROM pg_class WHERE oid = 'jobq.outbox'::regclass")
     query, names = _for_asyncpg(statement, SCHEMA)
-    await connection.execute(f"SET plan_cache_mode = force_generic_plan; PREPARE asked AS {query}")
+    await connection.execute(f"PREPARE asked AS {query}")
 
     plan = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE asked ({', '.join(['NULL'] * len(names))})")
 
@@ -160,7 +163,7 @@ async def test_rows_are_looked_up_by_id_though_statistics_say_that_the_table_is_
     scans = [node for node in nodes_of(plan[0]["Plan"]) if node.get("Relation Name") == "outbox"]
     scans = [node for node in scans if node["Node Type"] != "ModifyTable"]
     assert scans
-    assert [node for node in scans if not node.keys() & {"Index Cond", "TID Cond"}] == []
+    assert [node for node in scans if not node.keys() & {"Index Cond", "Recheck Cond", "TID Cond"}] == []
 
 
 async def insert_many(db: asyncpg.Connection, count: int) -> None:

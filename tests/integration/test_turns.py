@@ -402,6 +402,17 @@ async def blocked_client(bench: Bench) -> dict[str, str] | None:
     return next((client for client in await bench.redis.client_list() if "b" in client["flags"]), None)
 
 
+async def test_jobs_have_begun_before_the_next_turn_asks_for_more(bench: Bench) -> None:
+    note, runs = note_runs(bench.app)
+    worker = await bench.worker()
+    await bench.commit_and_relay(note, 1)
+
+    await worker.turns.step()
+
+    assert runs == [1]
+    await settled(worker)
+
+
 async def test_the_end_of_a_run_breaks_off_no_wait_for_the_bell(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jobq.worker.fetching._BELL_S", 3600.0)
     wait_at_gate, gate = gated(bench.app)

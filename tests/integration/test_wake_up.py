@@ -287,14 +287,23 @@ async def test_a_rested_relay_still_touches_its_queues_in_time(database_url: str
         assert await relay.leader.step() <= 0.2
 
 
+SLOW = {"sleep_longest": 600.0, "detect_loss_every": 600.0, "look_ahead": 1200.0, "scrub_every": 600.0}
+"""A relay that is asleep takes no turn by itself."""
+
+
 async def test_a_sleeping_relay_is_woken_in_its_serving_loop(database_url: str, redis_url: str) -> None:
-    slow = {"sleep_longest": 600.0, "detect_loss_every": 600.0, "look_ahead": 1200.0, "scrub_every": 600.0}
     client = connect(redis_url)
-    async with own_connection(database_url) as own, running(database_url, redis_url, **slow):
+    async with own_connection(database_url) as own, running(database_url, redis_url, **SLOW):
         await until(lambda: _is_somebody_asleep(own), "the relay sleeps")
         await add(own)
         await until(lambda: client.keys("*:ready:2"), "the job is pushed")
     await client.aclose()
+
+
+async def test_a_sleeping_relay_that_is_to_stop_stops(database_url: str, redis_url: str) -> None:
+    async with own_connection(database_url) as own, running(database_url, redis_url, **SLOW) as relay:
+        await until(lambda: _is_somebody_asleep(own), "the relay sleeps")
+        await relay.stop()
 
 
 async def _is_somebody_asleep(connection: asyncpg.Connection) -> bool:

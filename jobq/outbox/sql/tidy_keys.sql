@@ -1,11 +1,12 @@
 -- Delete idempotency keys that have expired and whose job is neither in the outbox nor dead.
+-- The job is looked up for each row, whatever the planner believes of the outbox (complete.sql says more).
 -- MATERIALIZED: a subquery could be run once for each row that it is joined to, and its LIMIT with it.
 WITH gone AS MATERIALIZED (
     SELECT scope, key
     FROM {schema}.idempotency_key AS held
     WHERE expires_at <= now()
-        AND NOT EXISTS (SELECT FROM {schema}.outbox WHERE id = held.job_id)
-        AND NOT EXISTS (SELECT FROM {schema}.dead WHERE id = held.job_id)
+        AND (SELECT id FROM {schema}.outbox WHERE id = held.job_id) IS NULL
+        AND (SELECT id FROM {schema}.dead WHERE id = held.job_id) IS NULL
     ORDER BY scope, key
     LIMIT CAST(:limit AS int)
     FOR UPDATE SKIP LOCKED
