@@ -477,7 +477,8 @@ async def test_a_user_that_may_not_ask_the_time_is_told_what_to_allow(redis_url:
 @pytest.fixture
 def no_zones(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a slim image: the system has no time zones, and the package tzdata is not installed."""
-    monkeypatch.setitem(sys.modules, "tzdata", None)
+    for module in {"tzdata", *(name for name in sys.modules if name.startswith("tzdata."))}:
+        monkeypatch.setitem(sys.modules, module, None)
     zoneinfo.reset_tzpath(to=[])
     zoneinfo.ZoneInfo.clear_cache()
     yield
