@@ -25,6 +25,10 @@ TURNS = 16
 """As often is each of four first, second, third and last."""
 TRANSACTIONS = {1: 60, 16: 200, 32: 200}
 """Of a turn, by number of writers. What is compared within a short turn met the same machine."""
+WAKE_UP_TURNS = 6
+WAKE_UP_TRANSACTIONS = 500
+"""A turn begins beside a relay that may have fallen asleep, which is to weigh little."""
+MANY_TURNS = 3
 MANY = 10_000
 
 Write: TypeAlias = Callable[[AsyncSession, int], Awaitable[None]]
@@ -102,7 +106,7 @@ def _median_ratio(these: Sequence[float], those: Sequence[float]) -> float:
 async def _many(stage: Stage) -> float:
     """Jobs a second, validation and commit included; after one call that opens the connection."""
     async with stage.application() as application:
-        rates = [await _many_rate(application, min(MANY, stage.jobs)) for _ in range(1 + TURNS)]
+        rates = [await _many_rate(application, min(MANY, stage.jobs)) for _ in range(1 + MANY_TURNS)]
     return statistics.median(rates[1:])
 
 
@@ -126,7 +130,7 @@ async def _many_rate(application: JobQ, count: int) -> float:
 async def _wake_up(stage: Stage) -> Samples:
     """Enqueues of 16 writers beside a relay that has work: as shipped, with NOTIFY always, and without a trigger."""
     known = (await stage.keys()).known
-    count = min(TRANSACTIONS[16], stage.jobs)
+    count = min(WAKE_UP_TRANSACTIONS, stage.jobs)
     rates: dict[str, list[float]] = {"shipped": [], "always": [], "none": []}
     async with (
         stage.database() as connection,
@@ -137,8 +141,9 @@ async def _wake_up(stage: Stage) -> Samples:
         try:
             with stage.process("relay"):
                 await _rate(application, _enqueue, 16, 16)
-                for _ in range(TURNS):
-                    for way in rates:
+                for turn in range(WAKE_UP_TURNS):
+                    ways, first = list(rates), turn % len(rates)
+                    for way in (*ways[first:], *ways[:first]):
                         await connection.execute(_NOTIFY_ALWAYS if way == "always" else shipped)
                         verb = "DISABLE" if way == "none" else "ENABLE"
                         await connection.execute(f"ALTER TABLE jobq.outbox {verb} TRIGGER wake_relay")

@@ -28,6 +28,8 @@ PRIORITIES = (1, 2, 3, 4)
 
 _LARGEST_GENERATION = 2**31 - 1
 _ID_LENGTH = 32
+_KNOWN_LENGTH = 16
+"""Longest end of an entry that is remembered; all that jobq writes are shorter."""
 _BEHIND_ID = re.compile(rb":([1-9][0-9]{0,9}):([1-4])(?::.*)?", re.DOTALL)
 
 
@@ -50,7 +52,8 @@ class Entry(NamedTuple):
     @classmethod
     def parse(cls, raw: bytes) -> Entry | None:
         """Read an entry, or None for bytes that are none: anyone may have written to Redis."""
-        behind_id = _behind_id(raw[_ID_LENGTH:])
+        end = raw[_ID_LENGTH:]
+        behind_id = _behind_id(end) if len(end) <= _KNOWN_LENGTH else _read_behind_id(end)
         text = raw[:_ID_LENGTH].decode("ascii", "replace")
         if behind_id is None or text != text.lower():
             return None
@@ -66,12 +69,15 @@ class Entry(NamedTuple):
         return (self.id, self.generation)
 
 
-@lru_cache(maxsize=1024)
-def _behind_id(text: bytes) -> tuple[int, int] | None:
-    """Generation and priority. Most entries of a batch have the same ones."""
+def _read_behind_id(text: bytes) -> tuple[int, int] | None:
+    """Generation and priority."""
     found = _BEHIND_ID.fullmatch(text)
     generation = int(found[1]) if found is not None else 0
     return (generation, int(found[2])) if found is not None and generation <= _LARGEST_GENERATION else None
+
+
+_behind_id = lru_cache(maxsize=1024)(_read_behind_id)
+"""Most entries of a batch have the same end."""
 
 
 class Job(NamedTuple):

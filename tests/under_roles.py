@@ -20,7 +20,7 @@ import psycopg
 from sqlalchemy.engine import make_url
 
 from jobq.broker.client import connect, connect_sync
-from jobq.outbox import database
+from jobq.outbox import database, hosts
 from jobq.testing.servers import ServerUrls
 from tests import commands
 from tests.roles import PASSWORD, grants_for, users_of
@@ -78,7 +78,7 @@ def under_roles(servers: ServerUrls, template: str) -> Iterator[None]:
             return {name: value for name, value in changed.items() if value}
 
         with (
-            patch.object(database, "asyncpg", _Driver(as_role)),
+            patch.object(hosts, "asyncpg", _Driver(as_role)),
             patch.object(database.Database, "connect", _connect(database.Database.connect)),
             patch("jobq.worker.worker.connect", lambda url: connect(as_user(url, "worker"))),
             patch("jobq.worker.heartbeat.connect_sync", lambda url: connect_sync(as_user(url, "worker"))),
@@ -89,7 +89,7 @@ def under_roles(servers: ServerUrls, template: str) -> Iterator[None]:
 
 
 class _Driver:
-    """asyncpg, as `jobq.outbox.database` has it, connecting as a role."""
+    """asyncpg, as `jobq.outbox.hosts` has it, connecting as a role."""
 
     def __init__(self, as_role: Callable[[str, str], str]):
         self._as_role = as_role
@@ -102,10 +102,10 @@ class _Driver:
 
 
 def _connect(original: Callable[..., Any]) -> Callable[..., Any]:
-    async def connect(self: database.Database, *, schema: str, name: str, holds_locks: bool = False) -> Any:
+    async def connect(self: database.Database, *, name: str, **options: Any) -> Any:
         token = _ROLE.set("relay" if name in _OF_RELAYS else "worker")
         try:
-            return await original(self, schema=schema, name=name, holds_locks=holds_locks)
+            return await original(self, name=name, **options)
         finally:
             _ROLE.reset(token)
 

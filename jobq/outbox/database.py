@@ -60,7 +60,7 @@ _SESSION = {
     "jit": "off",
 }
 _PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan"}
-"""To plan a statement of ours anew costs PostgreSQL more than most of them do, and brings the same plan."""
+"""To plan a look-up by id anew costs PostgreSQL more than the look-up."""
 _ENDLESS = {"idle_in_transaction_session_timeout": "0"}
 _POOL_FOR_URL = {"pool_size": 10, "max_overflow": 20}
 """For `ctx.complete()` alone, whose transactions are short: jobs take turns, whatever the concurrency, and several
@@ -161,7 +161,8 @@ class Database:
     ) -> asyncpg.Connection:
         """Open a connection of jobq's own on the primary. `name` is what pg_stat_activity shows.
 
-        On one that `repeats` its statements PostgreSQL plans each of them once.
+        On one that `repeats` its statements PostgreSQL plans each of them once, where session and statement are kept:
+        for statements that look rows up by id, whose plan is the same however many there are.
         One that `holds_locks` keeps them until it is closed. Where a pooler keeps no sessions, it is handed over in
         a transaction that is never ended: write nothing through it, and LISTEN does nothing there.
 

@@ -123,9 +123,7 @@ class Relay:
             connection.terminate()
 
     async def _connect(self) -> asyncpg.Connection:
-        connection = await self._database.connect(
-            schema=self._schema, name="jobq:relay", holds_locks=True, repeats=True
-        )
+        connection = await self._database.connect(schema=self._schema, name="jobq:relay", holds_locks=True)
         try:
             await self._check_tables(connection)
             await follow.keep_alive(connection, self._schema)

@@ -301,8 +301,13 @@ async def test_a_sleeping_relay_is_woken_in_its_serving_loop(database_url: str, 
 
 
 async def test_a_sleeping_relay_that_is_to_stop_stops(database_url: str, redis_url: str) -> None:
-    async with own_connection(database_url) as own, running(database_url, redis_url, **SLOW) as relay:
-        await until(lambda: _is_somebody_asleep(own), "the relay sleeps")
+    async with running(database_url, redis_url, **SLOW) as relay:
+
+        def is_resting() -> bool:
+            leader = relay.relay._leader
+            return leader is not None and leader._wake_up.is_asleep and bool(leader.woken._waiters)
+
+        await until(is_resting, "the relay sleeps and waits")
         await relay.stop()
 
 

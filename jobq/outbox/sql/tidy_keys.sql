@@ -7,7 +7,6 @@ WITH gone AS MATERIALIZED (
     WHERE expires_at <= now()
         AND (SELECT id FROM {schema}.outbox WHERE id = held.job_id) IS NULL
         AND (SELECT id FROM {schema}.dead WHERE id = held.job_id) IS NULL
-    ORDER BY scope, key
     LIMIT CAST(:limit AS int)
     FOR UPDATE SKIP LOCKED
 )
