@@ -11,9 +11,11 @@ import pytest
 
 from jobq.outbox import follow
 from jobq.outbox.database import Database
+from jobq.outbox.statement import _for_asyncpg
 from jobq.relay.janitor import Janitor
 from jobq.settings import RelaySettings
 from tests.integration.test_leadership import leader_pids, running, until_pushed
+from tests.integration.test_settle import nodes_of
 from tests.relay_rows import SCHEMA, add, own_connection
 from tests.waiting import until
 
@@ -109,6 +111,25 @@ async def test_a_call_deletes_no_more_than_its_limit_of_each_kind(database: asyn
         await add_dead(database, age_s=YEAR_S)
         await add_key(database, uuid4(), expires_in_s=-1)
     assert [await tidy(database, 2) for _ in range(4)] == [4, 4, 2, 0]
+
+
+async def test_a_call_looks_no_further_than_its_limit_however_much_has_expired(
+    database_url: str, database: asyncpg.Connection
+) -> None:
+    await database.execute(
+        "INSERT INTO jobq.idempotency_key (scope, key, job_id, expires_at)"
+        " SELECT 'task', gen_random_uuid(), gen_random_uuid(), now() + make_interval(days => 1 - 2 * (n % 2))"
+        " FROM generate_series(1, 10_000) AS n"
+    )
+    await database.execute("ANALYZE jobq.idempotency_key")
+    query, _ = _for_asyncpg("tidy_keys", SCHEMA)
+    own = await Database.of(database_url).connect(schema=SCHEMA, name="test")
+
+    plan = await own.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {query.replace('$1', '10')}")
+
+    await own.close()
+    looked_at = [node for node in nodes_of(plan[0]["Plan"]) if node.get("Alias") == "held"]
+    assert [node["Actual Rows"] for node in looked_at] == [10]
 
 
 async def test_a_key_that_somebody_holds_locked_is_passed_over(database: asyncpg.Connection, database_url: str) -> None:
