@@ -75,7 +75,7 @@ class Straight:
                 group.create_task(self._lane(batch))
 
     async def _lane(self, batch: int) -> None:
-        connection, keys = await connect(), self.keys
+        connection, keys = await connect(plan_cache_mode="force_generic_plan"), self.keys
         working = keys.working(WORKER)
         names = [keys.known, keys.beats, keys.bell, keys.stats, working, *keys.ready]
         while True:
@@ -92,9 +92,9 @@ class Straight:
         return await self.client.evalsha(_SCRIPTS[name].sha, len(names), *names, *args)
 
 
-async def connect() -> asyncpg.Connection:
+async def connect(**settings: str) -> asyncpg.Connection:
     """A connection with the settings of jobq's own: every statement is meant for an index."""
-    settings = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
+    settings |= {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "jit": "off"}
     return await asyncpg.connect(os.environ["JOBQ_DATABASE_URL"], server_settings=settings)
 
 
