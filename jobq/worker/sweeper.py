@@ -11,6 +11,7 @@ is safe: the next sweeper finds the rest. Called by worker. Calls broker, outbox
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable
@@ -36,6 +37,9 @@ _OF_OURS = re.compile(r"w-[a-z0-9-]{1,64}")
 SWEEP_EVERY_S = 1.0
 _LONGEST_GAP_S = 2.0
 """Between two looks at the counters. After a longer one the watch starts anew: nobody was seen standing still."""
+
+_LOCKED_S = 0.05
+"""How long rows that are locked are left to whoever has them, before they are counted again."""
 
 
 @dataclass(slots=True)
@@ -155,10 +159,15 @@ class Sweeper:
     ) -> dict[bytes, Standing | None]:
         if _OF_OURS.fullmatch(worker):  # Redis may say any name, and there are sessions that are no dead worker's
             await settle.end_backends(connection, self._schema, worker)
-        await settle.crash(connection, self._schema, [entry.key for entry in entries])
-        ids = [entry.id for entry in entries]
+        keys = [entry.key for entry in entries]
+        counted = await settle.crash(connection, self._schema, keys)
         # Crash here: counted; whoever sweeps next finds the generations moved on, and the poison by its crashes.
-        now = await settle.standings(connection, self._schema, ids)
+        now = await settle.standings(connection, self._schema, [entry.id for entry in entries])
+        if any(id_ in now and now[id_].generation == generation and id_ not in counted for id_, generation in keys):
+            # Locked just then, as a rule by another sweeper that counts them: its new generations belong into Redis.
+            await asyncio.sleep(_LOCKED_S)
+            await settle.crash(connection, self._schema, keys)
+            now = await settle.standings(connection, self._schema, [entry.id for entry in entries])
         poison = [
             Burial(id_, row.generation, "poison", failed=False, error_type="Poison", error=_POISON_TEXT)
             for id_, row in now.items()

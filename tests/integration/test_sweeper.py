@@ -15,10 +15,12 @@ from jobq import Context, DeadJob, Retry, Snooze
 from jobq.broker.client import ResponseError
 from jobq.broker.keys import queue_names
 from jobq.model import Entry
+from jobq.outbox import settle
 from jobq.worker import sweeper as sweeper_module
 from jobq.worker.worker import Worker
 from tests.builders import Bench, Gate, beating, settled, started, turn, write_effect
 from tests.faults.proxy import redis_proxy
+from tests.integration.test_settle import other_connection
 from tests.waiting import until
 
 LEASE_S = 10.0
@@ -267,6 +269,32 @@ async def test_two_sweepers_at_the_same_time_count_a_crash_once(bench: Bench) ->
     assert [(row["generation"], row["crashes"]) for row in rows if row] == [(2, 1)] * 20
     assert await bench.ready() == [Entry.of(job_id, 2, 2).raw for job_id in ids]
     assert await bench.redis.exists(bench.broker.keys("default").working(name)) == 0
+
+
+async def test_a_sweeper_waits_for_the_generations_of_one_that_is_faster(
+    bench: Bench, shared_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobq.worker.sweeper._LOCKED_S", 1.0)
+    task, _, _ = counted(bench)
+    slower = await bench.worker()
+    job_id = await bench.enqueue(task, 1)
+    name, counter = await dead_worker_with(bench, [job_id])
+    read, has_looked = settle.standings, asyncio.Event()
+
+    async def standings(*args: Any) -> Any:
+        found = await read(*args)
+        has_looked.set()
+        return found
+
+    monkeypatch.setattr(settle, "standings", standings)
+    async with other_connection(shared_database_url) as faster:
+        async with faster.transaction():
+            assert await settle.crash(faster, "jobq", [(job_id, 1)]) == {job_id}
+            sweeping = asyncio.create_task(sweep(slower, name, counter))
+            await has_looked.wait()
+        await sweeping
+
+    assert await bench.ready() == [Entry.of(job_id, 2, 2).raw]
 
 
 async def test_a_sweeper_that_dies_half_way_is_finished_by_the_next_and_nothing_counts_twice(bench: Bench) -> None:
