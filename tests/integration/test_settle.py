@@ -147,10 +147,11 @@ async def test_rows_are_found_by_an_index_though_statistics_say_that_the_table_i
 ) -> None:
     """They do when a vacuum came while a large transaction was filling it, until the next one comes."""
     database = Database.of(database_url)
-    connection = await database.connect(schema=SCHEMA, name="test", repeats=True)
-    async with other_connection(database_url) as other, other.transaction():
+    name = "jobq:relay" if statement in OF_THE_RELAY else "jobq:worker"
+    connection = await database.connect(schema=SCHEMA, name=name, repeats=True)
+    async with other_connection(database_url) as owner, other_connection(database_url) as other, other.transaction():
         await insert_many(other, 5_000)
-        await connection.execute("VACUUM ANALYZE jobq.outbox")
+        await owner.execute("VACUUM ANALYZE jobq.outbox")
     told = await connection.fetchrow("SELECT relpages, reltuples FROM pg_class WHERE oid = 'jobq.outbox'::regclass")
     query, names = _for_asyncpg(statement, SCHEMA)
     await connection.execute(f"PREPARE asked AS {query}")
