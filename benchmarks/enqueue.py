@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TypeAlias, TypeVar
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -22,7 +22,7 @@ from .figures import Measure, Samples
 from .stage import Stage
 
 TURNS = 16
-"""As often is each of four first, second, third and last."""
+"""A multiple of the four that go in turn."""
 TRANSACTIONS = {1: 60, 16: 200, 32: 200}
 """Of a turn, by number of writers. What is compared within a short turn met the same machine."""
 WAKE_UP_TURNS = 6
@@ -31,6 +31,7 @@ WAKE_UP_TRANSACTIONS = 500
 MANY_TURNS = 3
 MANY = 10_000
 
+T = TypeVar("T")
 Write: TypeAlias = Callable[[AsyncSession, int], Awaitable[None]]
 
 _TABLES = """
@@ -82,10 +83,8 @@ def _single(writers: int) -> Callable[[Stage], Awaitable[Samples]]:
             await connection.execute(_TABLES)
             await _rate(application, _enqueue, writers, writers)  # opens the connections
             rates: dict[Write, list[float]] = {write: [] for write in writes}
-            for turn in range(TURNS):
-                first = turn % len(writes)
-                for write in (*writes[first:], *writes[:first]):
-                    rates[write].append(await _rate(application, write, writers, count))
+            for write in _in_turn(writes, TURNS):
+                rates[write].append(await _rate(application, write, writers, count))
         enqueue, plain, purchase, both = (rates[write] for write in writes)
         return {
             "": statistics.median(enqueue),
@@ -97,6 +96,13 @@ def _single(writers: int) -> Callable[[Stage], Awaitable[Samples]]:
         }
 
     return run
+
+
+def _in_turn(ways: Sequence[T], turns: int) -> Iterator[T]:
+    """Each way once a turn, and each as often first as any other."""
+    for turn in range(turns):
+        first = turn % len(ways)
+        yield from (*ways[first:], *ways[:first])
 
 
 def _median_ratio(these: Sequence[float], those: Sequence[float]) -> float:
@@ -141,16 +147,14 @@ async def _wake_up(stage: Stage) -> Samples:
         try:
             with stage.process("relay"):
                 await _rate(application, _enqueue, 16, 16)
-                for turn in range(WAKE_UP_TURNS):
-                    ways, first = list(rates), turn % len(rates)
-                    for way in (*ways[first:], *ways[:first]):
-                        await connection.execute(_NOTIFY_ALWAYS if way == "always" else shipped)
-                        verb = "DISABLE" if way == "none" else "ENABLE"
-                        await connection.execute(f"ALTER TABLE jobq.outbox {verb} TRIGGER wake_relay")
-                        rates[way].append(await _rate(application, _enqueue, 16, count))
-                        rows = await connection.fetchval("SELECT count(*) FROM jobq.outbox")
-                        while await client.hlen(known) < rows:
-                            await stage.breathe()
+                for way in _in_turn(list(rates), WAKE_UP_TURNS):
+                    await connection.execute(_NOTIFY_ALWAYS if way == "always" else shipped)
+                    verb = "DISABLE" if way == "none" else "ENABLE"
+                    await connection.execute(f"ALTER TABLE jobq.outbox {verb} TRIGGER wake_relay")
+                    rates[way].append(await _rate(application, _enqueue, 16, count))
+                    rows = await connection.fetchval("SELECT count(*) FROM jobq.outbox")
+                    while await client.hlen(known) < rows:
+                        await stage.breathe()
         finally:
             await connection.execute(shipped)
             await connection.execute("ALTER TABLE jobq.outbox ENABLE TRIGGER wake_relay")

@@ -72,8 +72,9 @@ class Entry(NamedTuple):
 def _read_behind_id(text: bytes) -> tuple[int, int] | None:
     """Generation and priority."""
     found = _BEHIND_ID.fullmatch(text)
-    generation = int(found[1]) if found is not None else 0
-    return (generation, int(found[2])) if found is not None and generation <= _LARGEST_GENERATION else None
+    if found is None or int(found[1]) > _LARGEST_GENERATION:
+        return None
+    return int(found[1]), int(found[2])
 
 
 _behind_id = lru_cache(maxsize=1024)(_read_behind_id)

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
+from uuid import UUID
 
 import asyncpg
 
@@ -37,7 +38,6 @@ _OF_OURS = re.compile(r"w-[a-z0-9-]{1,64}")
 SWEEP_EVERY_S = 1.0
 _LONGEST_GAP_S = 2.0
 """Between two looks at the counters. After a longer one the watch starts anew: nobody was seen standing still."""
-
 _LOCKED_S = 0.05
 """How long rows that are locked are left to whoever has them, before they are counted again."""
 
@@ -159,15 +159,11 @@ class Sweeper:
     ) -> dict[bytes, Standing | None]:
         if _OF_OURS.fullmatch(worker):  # Redis may say any name, and there are sessions that are no dead worker's
             await settle.end_backends(connection, self._schema, worker)
-        keys = [entry.key for entry in entries]
-        counted = await settle.crash(connection, self._schema, keys)
-        # Crash here: counted; whoever sweeps next finds the generations moved on, and the poison by its crashes.
-        now = await settle.standings(connection, self._schema, [entry.id for entry in entries])
-        if any(id_ in now and now[id_].generation == generation and id_ not in counted for id_, generation in keys):
+        now = await self._crash(connection, entries)
+        if any(entry.id in now and now[entry.id].generation == entry.generation for entry in entries):
             # Locked just then, as a rule by another sweeper that counts them: its new generations belong into Redis.
             await asyncio.sleep(_LOCKED_S)
-            await settle.crash(connection, self._schema, keys)
-            now = await settle.standings(connection, self._schema, [entry.id for entry in entries])
+            now = await self._crash(connection, entries)
         poison = [
             Burial(id_, row.generation, "poison", failed=False, error_type="Poison", error=_POISON_TEXT)
             for id_, row in now.items()
@@ -178,6 +174,12 @@ class Sweeper:
             log.error("buried poison jobs", extra={"fields": {"jobs": [str(id_) for id_ in buried]}})
             now = {id_: row for id_, row in now.items() if id_ not in buried}
         return {entry.raw: now.get(entry.id) for entry in entries}
+
+    async def _crash(self, connection: asyncpg.Connection, entries: list[Entry]) -> dict[UUID, Standing]:
+        """Count a crash for each that is still at its generation, and not locked. Returns how all stand then."""
+        await settle.crash(connection, self._schema, [entry.key for entry in entries])
+        # Crash here: counted; whoever sweeps next finds the generations moved on, and the poison by its crashes.
+        return await settle.standings(connection, self._schema, [entry.id for entry in entries])
 
 
 _POISON_TEXT = f"its worker died while it ran, {CRASHES_BEFORE_POISON} times in a row"
